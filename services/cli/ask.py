@@ -1,0 +1,79 @@
+"""Questions to the chat endpoint, through the official `openai` client."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import openai
+from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
+
+from services.cli.errors import CliError
+
+Messages = list[ChatCompletionMessageParam]
+LOADING_SECONDS = 600.0
+MAX_WAIT_SECONDS = 5.0
+
+
+def chat_client(url: str) -> openai.OpenAI:
+    """A client of the platform at `url`; it does not retry by itself, `ask` does."""
+    return openai.OpenAI(
+        base_url=f"{url}/v1",
+        api_key=os.environ.get("FORETHOUGHT_API_KEY", "none"),
+        max_retries=0,
+        http_client=openai.DefaultHttpxClient(trust_env=False),
+    )
+
+
+def ask(
+    client: openai.OpenAI, model: str, messages: Messages, waiting: Callable[[], None]
+) -> ChatCompletion:
+    """One answer; waits while the model is loading, calling `waiting` each time it is told so."""
+    deadline = time.monotonic() + LOADING_SECONDS
+    with _readable_errors():
+        while True:
+            try:
+                return client.chat.completions.create(model=model, messages=messages)
+            except openai.InternalServerError as error:
+                if error.status_code != 503 or time.monotonic() > deadline:
+                    raise
+                waiting()
+                time.sleep(_retry_after(error))
+
+
+def stream(client: openai.OpenAI, model: str, messages: Messages) -> Iterator[str]:
+    """The answer's pieces as they come; raises `CliError` on an error answer."""
+    with _readable_errors():
+        chunks = client.chat.completions.create(model=model, messages=messages, stream=True)
+        for chunk in chunks:
+            if chunk.choices and (text := chunk.choices[0].delta.content):
+                yield text
+
+
+def default_model(client: openai.OpenAI) -> str:
+    """The model that chat serves; raises `CliError` while there is none."""
+    with _readable_errors():
+        for model in client.models.list():
+            return model.id
+    raise CliError(
+        "no model is served yet: run an iteration, or promote one with POST /models/{id}/promote"
+    )
+
+
+def _retry_after(error: openai.APIStatusError) -> float:
+    try:
+        wait = float(error.response.headers.get("Retry-After", ""))
+    except ValueError:
+        wait = MAX_WAIT_SECONDS
+    return min(max(wait, 0.2), MAX_WAIT_SECONDS)
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    try:
+        yield
+    except openai.APIConnectionError as error:
+        raise CliError(f"no platform answers at {error.request.url}: {error}") from None
+    except openai.APIStatusError as error:
+        body = error.body if isinstance(error.body, dict) else {}
+        raise CliError(f"chat: {body.get('message') or error.message}") from None

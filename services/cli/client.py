@@ -1,0 +1,121 @@
+"""The coordinator's REST API as the command line uses it."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from services.cli.datadir import DataDir
+from services.cli.errors import CliError
+from services.cli.stack import DEFAULT_PORT
+
+Object = dict[str, Any]
+
+
+class RequestFailed(CliError):
+    """The coordinator answered with an error; `status` is its HTTP status."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self.status = response.status_code
+        self.retry_after = response.headers.get("Retry-After")
+        super().__init__(_describe(response))
+
+
+def _describe(response: httpx2.Response) -> str:
+    """The envelope's message, led by the field it names."""
+    try:
+        error = response.json()["error"]
+        message, param = str(error["message"]), error.get("param")
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status_code} from {response.request.url}"
+    return message if param is None or message.startswith(param) else f"{param}: {message}"
+
+
+def coordinator_url(data: DataDir) -> str:
+    """The address given in the environment, else that of the platform running on `data`."""
+    given = os.environ.get("FORETHOUGHT_COORDINATOR_URL")
+    return given or data.running_url() or f"http://127.0.0.1:{DEFAULT_PORT}"
+
+
+class Client:
+    """Every method raises `RequestFailed` on an error answer and `CliError` without one."""
+
+    def __init__(self, url: str, transport: httpx2.BaseTransport | None = None) -> None:
+        self.url = url.rstrip("/")
+        # A local address; proxies of the environment are not meant for it.
+        self._http = httpx2.Client(
+            base_url=self.url, timeout=30.0, trust_env=False, transport=transport
+        )
+
+    def _request(self, method: str, path: str, **options: Any) -> Object:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx2.TransportError as error:
+            raise CliError(
+                f"no platform answers at {self.url} ({error}). Start one with `forethought up`, "
+                "or name its address in FORETHOUGHT_COORDINATOR_URL."
+            ) from None
+        if response.is_error:
+            raise RequestFailed(response)
+        body: Object = response.json()
+        return body
+
+    def start_run(self, config: Object, key: str) -> Object:
+        """The first iteration of a new run. The same `key` never starts a second one."""
+        headers = {"Idempotency-Key": key}
+        return self._request("POST", "/iterations", json=config, headers=headers)
+
+    def iterations(self, run_id: str) -> list[Object]:
+        """All iterations of a run (100 at most), in their order."""
+        page = self._request("GET", "/iterations", params={"run_id": run_id, "limit": 100})
+        return sorted(page["data"], key=lambda iteration: int(iteration["number"]))
+
+    def cancel(self, iteration_id: str) -> Object:
+        return self._request("POST", f"/iterations/{iteration_id}/cancel")
+
+    def model(self, reference: str) -> Object | None:
+        """By id, `name@v1` or `name`; None where there is none."""
+        return self._find(f"/models/{reference}")
+
+    def register_model(self, name: str, source: str) -> Object:
+        return self._request("POST", "/models", json={"name": name, "source": source})
+
+    def wait_for_model(self, reference: str, timeout: float = 600.0) -> Object:
+        """The model once its weights are in the store."""
+        for _ in _every(0.5, timeout):
+            model = self._request("GET", f"/models/{reference}")
+            if model["status"] == "ready":
+                return model
+            if model["status"] == "failed":
+                reason = (model["error"] or {}).get("message", "see the worker's log")
+                raise CliError(f"model {reference} could not be registered: {reason}")
+        raise CliError(f"model {reference} is not registered after {timeout:.0f} s")
+
+    def promote(self, reference: str) -> Object:
+        return self._request("POST", f"/models/{reference}/promote")
+
+    def dataset(self, name: str) -> Object | None:
+        return self._find(f"/datasets/{name}")
+
+    def upload_dataset(self, name: str, file: Path) -> Object:
+        with file.open("rb") as lines:
+            files = {"file": (file.name, lines, "application/jsonl")}
+            return self._request("POST", "/datasets/upload", data={"name": name}, files=files)
+
+    def _find(self, path: str) -> Object | None:
+        try:
+            return self._request("GET", path)
+        except RequestFailed as error:
+            if error.status == 404:
+                return None
+            raise
+
+
+def _every(seconds: float, timeout: float) -> Iterator[None]:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        yield
+        time.sleep(seconds)

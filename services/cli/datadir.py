@@ -1,0 +1,111 @@
+"""The folder that holds everything the platform keeps on one machine.
+
+pg/       the database          models/   weights and checkpoints
+logs/     a file a process      lock      held while the platform runs
+stack.json                      where the running platform listens
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.cli.errors import CliError
+
+DEFAULT = Path(".forethought")
+
+
+@dataclass(frozen=True)
+class DataDir:
+    root: Path
+
+    @property
+    def postgres(self) -> Path:
+        return self.root / "pg"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def _lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def _state(self) -> Path:
+        return self.root / "stack.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one platform; the kernel lets go of it however we end.
+
+        Raises:
+            CliError: another platform runs on it, or it cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = self._lock.open("a+")
+        except OSError as error:
+            raise CliError(f"the data folder cannot be used: {error}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                url = self.running_url()
+                where = f" and listens on {url}" if url else ""
+                raise CliError(
+                    f"the platform already runs on {self.root}{where}. Stop it first, or give "
+                    "this one a folder of its own with --data-dir."
+                ) from None
+            self._state.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                self._state.unlink(missing_ok=True)
+
+    def announce(self, url: str) -> None:
+        """Tell other terminals where the platform of this folder listens."""
+        new = self._state.with_suffix(".new")
+        new.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+        new.replace(self._state)
+
+    def running_url(self) -> str | None:
+        """Where the platform of this folder listens; None when it does not run, or not yet."""
+        if not self._is_locked():
+            return None  # a stack.json without the lock is what a crash left behind
+        try:
+            url: str = json.loads(self._state.read_text())["url"]
+        except FileNotFoundError:
+            return None
+        return url
+
+    def _is_locked(self) -> bool:
+        try:
+            with self._lock.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+
+@contextmanager
+def run_dir() -> Iterator[Path]:
+    """A private folder for sockets, with a short path: a socket's ends at 107 bytes."""
+    parent = os.environ.get("XDG_RUNTIME_DIR", "")
+    usable = parent and len(os.fsencode(parent)) < 60 and os.access(parent, os.W_OK)
+    folder = Path(tempfile.mkdtemp(prefix="forethought-", dir=parent if usable else "/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,207 @@
+"""The `forethought` command."""
+
+import importlib.metadata
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from services.cli import ask, demo, doctor, report, stack
+from services.cli.client import Client, coordinator_url
+from services.cli.datadir import DEFAULT, DataDir
+from services.cli.errors import CliError
+from services.cli.supervisor import Stopped, stoppable
+from services.cli.watch import watch
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="Teach a language model to think before it answers, and serve it with its thoughts "
+    "hidden.",
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+DataOption = Annotated[
+    Path,
+    typer.Option("--data-dir", envvar="FORETHOUGHT_DATA_DIR", help="Where everything is kept."),
+]
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    try:
+        yield
+    except CliError as error:
+        err.print(f"[bold red]Error:[/] {_plain(str(error))}")
+        raise typer.Exit(1) from None
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(importlib.metadata.version("forethought"))
+        raise typer.Exit
+
+
+@app.callback()
+def forethought(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def up(
+    data_dir: DataOption = DEFAULT,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Of the API; 8000, or another when that is taken."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    quiet: Annotated[bool, typer.Option(help="Print warnings and errors only.")] = False,
+) -> None:
+    """Run the whole platform on this machine until Ctrl-C."""
+    started = time.monotonic()
+    options = stack.Options(DataDir(data_dir), port, host)
+    with _readable_errors(), stoppable():
+        try:
+            with stack.running(options, say=_say(quiet), warn=_warn) as platform:
+                if not quiet:
+                    _greet(platform, options, time.monotonic() - started)
+                platform.supervisor.supervise()
+        except Stopped:
+            if not quiet:
+                out.print("stopped")
+
+
+def _say(quiet: bool) -> stack.Say:
+    return (lambda _: None) if quiet else (lambda line: out.print(f"[dim]{_plain(line)}[/]"))
+
+
+def _warn(line: str) -> None:
+    err.print(f"[yellow]{_plain(line)}[/]")
+
+
+def _greet(platform: stack.Stack, options: stack.Options, seconds: float) -> None:
+    out.print(
+        f"[bold green]Forethought runs[/] at [bold]{platform.url}[/] (ready in {seconds:.1f} s)\n"
+        f"  API description  {platform.url}/docs\n"
+        f"  chat             {platform.url}/v1 (OpenAI's API)\n"
+        f"  data and logs    {options.data.root}\n"
+        "In another terminal: forethought iterate -f config.yaml --watch\n"
+        "Ctrl-C stops everything."
+    )
+
+
+@app.command("demo")
+def demo_(data_dir: DataOption = DEFAULT) -> None:
+    """Run two iterations on the bundled model and chat with the result."""
+    with _readable_errors(), stoppable():
+        try:
+            demo.run(DataDir(data_dir), out)
+        except Stopped as stop:
+            err.print("interrupted")
+            raise typer.Exit(130 if str(stop) == "SIGINT" else 143) from None
+
+
+@app.command()
+def iterate(
+    file: Annotated[Path, typer.Option("-f", "--file", help="YAML: the body of POST /iterations.")],
+    follow: Annotated[
+        bool, typer.Option("--watch", help="Show progress, then the report.")
+    ] = False,
+    data_dir: DataOption = DEFAULT,
+) -> None:
+    """Start iterations from a config file."""
+    with _readable_errors():
+        client = Client(coordinator_url(DataDir(data_dir)))
+        first = client.start_run(_read_config(file), key=str(uuid.uuid4()))
+        out.print(f"run {first['run_id']}, first iteration {first['id']}")
+        if not follow:
+            return
+        iterations = watch(client, first["run_id"], out)
+        for iteration in iterations:
+            if iteration["status"] == "succeeded":
+                out.print(report.table(iteration))
+        if any(iteration["status"] != "succeeded" for iteration in iterations):
+            raise typer.Exit(1)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CliError(f"{file}: {error}") from None
+    if not isinstance(config, dict):
+        raise CliError(f"{file}: a mapping of settings is expected")
+    return config
+
+
+@app.command()
+def chat(
+    message: Annotated[str | None, typer.Argument(help="A question; none: a conversation.")] = None,
+    model: Annotated[str | None, typer.Option("-m", "--model", help="Default: served one.")] = None,
+    data_dir: DataOption = DEFAULT,
+) -> None:
+    """Chat with the model that is served; its thoughts stay hidden."""
+    with _readable_errors():
+        client = ask.chat_client(coordinator_url(DataDir(data_dir)))
+        name = model or ask.default_model(client)
+        if message is not None:
+            _answer(client, name, [{"role": "user", "content": message}])
+            return
+        messages: ask.Messages = []
+        for question in _questions():
+            messages.append({"role": "user", "content": question})
+            answer = _answer(client, name, messages)
+            messages.append({"role": "assistant", "content": answer})
+
+
+def _answer(client: Any, model: str, messages: ask.Messages) -> str:
+    pieces = []
+    for piece in ask.stream(client, model, messages):
+        out.print(piece, end="", markup=False)
+        pieces.append(piece)
+    out.print()
+    return "".join(pieces)
+
+
+def _questions() -> Iterator[str]:
+    if sys.stdin.isatty():
+        err.print("[dim]Ctrl-D ends the conversation.[/]")
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            return
+        if line.strip():
+            yield line
+
+
+@app.command("doctor")
+def doctor_(data_dir: DataOption = DEFAULT) -> None:
+    """Check what this machine has and say what to fix."""
+    findings = list(doctor.examine(DataDir(data_dir)))
+    table = Table("", "", "", box=None, show_header=False)
+    for finding in findings:
+        color = "red" if finding.problem else "yellow" if finding.fix else "green"
+        fix = f"\n[{color}]{_plain(finding.fix)}[/]" if finding.fix else ""
+        table.add_row(f"[{color}]{finding.mark}[/]", finding.subject, _plain(finding.detail) + fix)
+    out.print(table)
+    if any(finding.problem for finding in findings):
+        raise typer.Exit(1)

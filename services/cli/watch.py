@@ -1,0 +1,113 @@
+"""Live progress of a run: a line a stage on a terminal, plain lines elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from services.cli.client import Client, Object
+
+TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+POLL_SECONDS = 1.0
+PLAIN_SECONDS = 15.0
+"""How often the plain form repeats the state of a stage."""
+_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+
+
+def watch(client: Client, run_id: str, console: Console) -> list[Object]:
+    """Show a run until all its iterations have ended; returns them."""
+    view = _LiveView(console) if console.is_terminal else _PlainView(console)
+    with view:
+        while True:
+            iterations = client.iterations(run_id)
+            view.show(iterations)
+            if all(iteration["status"] in TERMINAL for iteration in iterations):
+                return iterations
+            time.sleep(POLL_SECONDS)
+
+
+def describe(progress: Object) -> str:
+    """`3/12 shards · 145 tokens/s · 40 s left`, as far as each is known."""
+    parts = []
+    if progress["total"]:
+        parts.append(f"{progress['done']}/{progress['total']} {progress['unit']}")
+    if (speed := progress["tokens_per_second"]) is not None:
+        parts.append(f"{speed:,.0f} tokens/s")
+    if (eta := progress["eta_seconds"]) is not None:
+        parts.append(f"{duration(eta)} left")
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class _LiveView:
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, refresh_per_second=4)
+
+    def __enter__(self) -> None:
+        self._live.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, iterations: list[Object]) -> None:
+        grid = Table.grid(padding=(0, 2))
+        for iteration in iterations:
+            for stage, seconds in iteration["timings"].items():
+                grid.add_row(_label(iteration), stage, Text("✓", "green"), duration(seconds))
+            status = iteration["status"]
+            if status in TERMINAL:
+                mark = Text(status, _STYLE[status])
+                grid.add_row(_label(iteration), mark, "", _error(iteration))
+            elif status == "running":
+                progress = iteration["progress"]
+                bar = _bar(progress["done"], progress["total"])
+                grid.add_row(_label(iteration), iteration["stage"], bar, describe(progress))
+        self._live.update(grid)
+
+
+class _PlainView:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown: dict[str, tuple[str, float]] = {}
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, iterations: list[Object]) -> None:
+        for iteration in iterations:
+            status = iteration["status"]
+            if status == "queued":
+                continue
+            now = time.monotonic()
+            state = status if status in TERMINAL else iteration["stage"]
+            before, shown_at = self._shown.get(iteration["id"], ("", 0.0))
+            ended = status in TERMINAL
+            if state == before and (ended or now - shown_at < PLAIN_SECONDS):
+                continue
+            self._shown[iteration["id"]] = (state, now)
+            detail = _error(iteration) if ended else describe(iteration["progress"])
+            self._console.print(f"{_label(iteration)}  {state}  {detail}".rstrip(), markup=False)
+
+
+def _label(iteration: Object) -> str:
+    return f"iteration {iteration['number']}"
+
+
+def _error(iteration: Object) -> str:
+    error: dict[str, Any] | None = iteration["error"]
+    return f"in {error['stage']}: {error['message']}" if error else ""
+
+
+def _bar(done: int, total: int, width: int = 24) -> Text:
+    full = round(width * done / total) if total else 0
+    return Text("━" * full, "cyan") + Text("━" * (width - full), "grey37")

@@ -1,0 +1,229 @@
+"""Carrying out the steps of an iteration. Commands go to the services over HTTP, by ids that
+repeat; what is ours is written in the caller's transaction, which holds the iteration's row."""
+
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from services.coordinator import evaluation, events, pipeline, report
+from services.coordinator.pairing import make_pairs
+from services.coordinator.state import checkpoints, config_of, job_id, read_state
+from shared.client import ServiceClient
+from shared.models import Evaluation, Iteration, Job, JobKind, Status
+from shared.schemas import GenerateRequest, JudgeRequest, TrainRequest
+from shared.settings import get_settings
+
+
+@dataclass(frozen=True)
+class Services:
+    """Clients of the three job services."""
+
+    generate: ServiceClient
+    judge: ServiceClient
+    train: ServiceClient
+
+    @classmethod
+    @cache
+    def from_settings(cls) -> "Services":
+        s = get_settings()
+        return cls(*(ServiceClient(url) for url in (s.generate_url, s.judge_url, s.train_url)))
+
+    def for_job(self, kind: JobKind) -> ServiceClient:
+        match kind:
+            case JobKind.generate:
+                return self.generate
+            case JobKind.judge:
+                return self.judge
+            case JobKind.train | JobKind.register:
+                return self.train
+
+
+def advance(session: Session, services: Services, iteration: Iteration) -> None:
+    """Take every step that can be taken now. The iteration's row must be locked."""
+    if iteration.status is Status.queued and not _start(session, iteration):
+        return
+    while iteration.status is Status.running:
+        step = pipeline.next_step(read_state(session, iteration))
+        match step:
+            case pipeline.Wait(stage):
+                _enter(session, iteration, stage)
+                return
+            case pipeline.Sample():
+                _enter(session, iteration, "generate")
+                _sample(services, iteration)
+            case pipeline.Evaluate(model):
+                _evaluate(session, services, iteration, model)
+            case pipeline.MakePairs():
+                _enter(session, iteration, "pair")
+                iteration.pairing = make_pairs(session, iteration)
+            case pipeline.Train():
+                _enter(session, iteration, "train")
+                _train(services, iteration)
+            case pipeline.Choose():
+                _choose(session, services, iteration)
+            case pipeline.Fail(error):
+                fail(session, iteration, error)
+
+
+def _start(session: Session, iteration: Iteration) -> bool:
+    """Begin when the iteration before it in the run has ended; False while it has not."""
+    before = session.scalar(
+        select(Iteration).where(
+            Iteration.run_id == iteration.run_id, Iteration.number == iteration.number - 1
+        )
+    )
+    if before is not None and not before.status.terminal:
+        return False
+    if before is not None and before.status is not Status.succeeded:
+        fail(
+            session, iteration,
+            {
+                "code": "parent_failed", "stage": "queued",
+                "message": f"iteration {before.number} of this run {before.status}",
+            },
+        )
+        return False
+    iteration.parent_model_id = before.result_model_id if before else iteration.seed_model_id
+    iteration.status, iteration.started_at = Status.running, datetime.now(UTC)
+    session.flush()
+    return True
+
+
+def _sample(services: Services, iteration: Iteration) -> None:
+    config = config_of(iteration)
+    request = GenerateRequest(
+        model=str(iteration.parent_model_id), thought_format=config.format,
+        iteration_id=iteration.id, sampling=config.sampling, shard_size=config.shard_size,
+    )
+    generate_id = _put(services, iteration, JobKind.generate, "generate", request)
+    judge = JudgeRequest(judge=config.judge, generate_job_id=generate_id)
+    _put(services, iteration, JobKind.judge, "judge", judge)
+
+
+def _evaluate(
+    session: Session, services: Services, iteration: Iteration, model_id: uuid.UUID
+) -> None:
+    config = config_of(iteration)
+    sampling = config.sampling.model_copy(
+        update={
+            "samples": config.validation.samples, "temperature": config.validation.temperature
+        }
+    )
+    request = GenerateRequest(
+        model=str(model_id), thought_format=config.format, iteration_id=iteration.id,
+        split="validation", sampling=sampling, shard_size=config.shard_size,
+    )
+    generate_id = _put(services, iteration, JobKind.generate, f"evaluate-generate:{model_id}", request)
+    judge = JudgeRequest(judge=config.judge, generate_job_id=generate_id)
+    judge_id = _put(services, iteration, JobKind.judge, f"evaluate-judge:{model_id}", judge)
+    session.add(
+        Evaluation(
+            run_id=iteration.run_id, model_id=model_id, iteration_id=iteration.id,
+            generate_job_id=generate_id, judge_job_id=judge_id,
+        )
+    )
+    session.flush()
+
+
+def _train(services: Services, iteration: Iteration) -> None:
+    request = TrainRequest(
+        model=str(iteration.parent_model_id), iteration_id=iteration.id,
+        training=config_of(iteration).training,
+    )
+    _put(services, iteration, JobKind.train, "train", request)
+
+
+def _put(
+    services: Services, iteration: Iteration, kind: JobKind, step: str, request: BaseModel
+) -> uuid.UUID:
+    id_ = job_id(iteration.id, step)
+    params: dict[str, Any] = {"step": step}
+    if kind is JobKind.judge:
+        params["iteration_id"] = str(iteration.id)
+    services.for_job(kind).put(f"/jobs/{id_}", request.model_dump(mode="json"), **params)
+    return id_
+
+
+def _choose(session: Session, services: Services, iteration: Iteration) -> None:
+    """The best checkpoint on validation becomes the model; report, promote by rule, finish."""
+    config, run = config_of(iteration), iteration.run_id
+    scored = [
+        (m.id, evaluation.scores(session, run, m.id))
+        for m in checkpoints(session, iteration)
+        if evaluation.exists(session, run, m.id)
+    ]
+    chosen = evaluation.best(scored)
+    built = report.build(session, iteration, chosen)
+    promoted = config.promote == "always" or (
+        config.promote == "if_better" and built["validation"]["vs_seed"]["mean"] > 0
+    )
+    body = {
+        "name": config.name,
+        "thought_format": config.format.model_dump(),
+        "lineage": _lineage(session, iteration, built),
+    }
+    released = services.train.put(f"/models/{chosen}/release", body)
+    if promoted:
+        services.train.post(f"/models/{chosen}/promote")
+    iteration.result_model_id = chosen
+    iteration.report = built | {"promoted": promoted}
+    _enter(session, iteration, "done")
+    iteration.status, iteration.finished_at = Status.succeeded, datetime.now(UTC)
+    events.record(
+        session, iteration.id, "status", f"succeeded: {released['ref']}", model=str(chosen)
+    )
+    session.flush()
+
+
+def _lineage(session: Session, iteration: Iteration, built: dict[str, Any]) -> dict[str, Any]:
+    """Which data, judge, config and versions made the model. Its prompts are the iteration's."""
+    versions: dict[str, str] = {}
+    for step in ("generate", "judge", "train"):
+        result = session.get_one(Job, job_id(iteration.id, step)).result or {}
+        versions |= result.get("versions", {})
+    return {
+        "iteration_id": str(iteration.id),
+        "run_id": str(iteration.run_id),
+        "number": iteration.number,
+        "seed_model_id": str(iteration.seed_model_id),
+        "dataset_id": str(iteration.dataset_id),
+        "prompts": built["prompts"],
+        "config": iteration.config,
+        "versions": versions,
+        "validation": built["validation"],
+    }
+
+
+def _enter(session: Session, iteration: Iteration, stage: str) -> None:
+    """Move to a stage, once; the seconds of the one before are written down."""
+    if iteration.stage == stage:
+        return
+    now = datetime.now(UTC)
+    if iteration.stage_started_at is not None:
+        seconds = (now - iteration.stage_started_at).total_seconds()
+        before = iteration.timings.get(iteration.stage, 0.0)
+        iteration.timings = iteration.timings | {iteration.stage: round(before + seconds, 3)}
+    iteration.stage, iteration.stage_started_at = stage, now
+    events.record(session, iteration.id, "stage", stage)
+    session.flush()
+
+
+def fail(session: Session, iteration: Iteration, error: dict[str, Any]) -> None:
+    iteration.status, iteration.error = Status.failed, error
+    iteration.finished_at = datetime.now(UTC)
+    events.record(session, iteration.id, "status", f"failed: {error['message']}", error=error)
+    session.flush()
+
+
+def unfinished_jobs(session: Session, iteration: Iteration) -> list[Job]:
+    query = select(Job).where(
+        Job.iteration_id == iteration.id, Job.status.in_((Status.queued, Status.running))
+    )
+    return list(session.scalars(query))
+

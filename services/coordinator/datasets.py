@@ -1,0 +1,188 @@
+"""Datasets: JSONL uploads, files on the server, Hugging Face datasets with a column mapping."""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, File, Form, UploadFile
+from pydantic import BaseModel, Field, ValidationError
+from sqlalchemy import func, insert, select
+from sqlalchemy.orm import Session
+
+from services.coordinator.hub import HubDataset, read_hub
+from shared.checks import Check
+from shared.db import SessionDep
+from shared.errors import Conflict, InvalidRequest, NotFound, TooLarge
+from shared.job_routes import Limit, unix
+from shared.models import Dataset, Prompt, Split
+from shared.paging import Page, page
+from shared.schemas import InlinePrompt, Name, Strict, Text
+from shared.settings import get_settings
+
+router = APIRouter(tags=["datasets"])
+CHUNK = 1000
+
+
+class PromptLine(Strict):
+    """A line of a JSONL dataset."""
+
+    text: Text
+    split: Split = Split.train
+    category: str | None = Field(default=None, max_length=200)
+    checks: list[Check] = Field(default_factory=list, max_length=32)
+
+
+class DatasetSource(Strict):
+    """A dataset from a file under the server's data root, or from the Hugging Face hub."""
+
+    name: Name
+    path: str | None = Field(default=None, max_length=1000)
+    hf: HubDataset | None = None
+
+
+class DatasetRead(BaseModel):
+    id: uuid.UUID
+    object: Literal["dataset"]
+    name: str
+    source: str
+    sha256: str
+    train_prompts: int
+    validation_prompts: int
+    created_at: int
+
+
+@router.post("/datasets/upload", status_code=201)
+def upload(
+    session: SessionDep, name: Annotated[Name, Form()], file: Annotated[UploadFile, File()]
+) -> DatasetRead:
+    """Upload JSONL, one prompt a line: `{"text", "split"?, "category"?, "checks"?}`."""
+    if file.size is not None and file.size > get_settings().max_upload_bytes:
+        raise TooLarge(f"file: larger than {get_settings().max_upload_bytes} bytes", param="file")
+    return read(session, create(session, name, "upload", parse_lines(file.file)))
+
+
+@router.post("/datasets", status_code=201)
+def from_source(request: DatasetSource, session: SessionDep) -> DatasetRead:
+    """Take a dataset from a server-side file or from the Hugging Face hub."""
+    if (request.path is None) == (request.hf is None):
+        raise InvalidRequest("path: exactly one of path and hf is required", param="path")
+    if request.hf is not None:
+        lines = _validated(enumerate(read_hub(request.hf), 1))
+        return read(session, create(session, request.name, request.hf.source, lines))
+    assert request.path is not None
+    with _open_under_root(request.path) as file:
+        return read(session, create(session, request.name, request.path, parse_lines(file)))
+
+
+@router.get("/datasets")
+def list_datasets(
+    session: SessionDep, after: uuid.UUID | None = None, limit: Limit = 20
+) -> Page[DatasetRead]:
+    return page(session, select(Dataset), Dataset, after, limit, lambda d: read(session, d))
+
+
+@router.get("/datasets/{name}")
+def get_dataset(name: str, session: SessionDep) -> DatasetRead:
+    found = session.scalar(select(Dataset).where(Dataset.name == name))
+    if found is None:
+        raise NotFound(f"no dataset {name!r}", param="name", code="dataset_not_found")
+    return read(session, found)
+
+
+def parse_lines(lines: Iterable[bytes]) -> Iterator[PromptLine]:
+    """Each line validated; the first bad one is named by its number and field."""
+
+    def rows() -> Iterator[tuple[int, Any]]:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield number, orjson.loads(line)
+            except ValueError as error:
+                raise InvalidRequest(
+                    f"line {number} is not JSON: {error}", param=f"lines.{number}",
+                    code="invalid_line",
+                ) from None
+
+    return _validated(rows())
+
+
+def _validated(rows: Iterable[tuple[int, Any]]) -> Iterator[PromptLine]:
+    for number, row in rows:
+        try:
+            yield PromptLine.model_validate(row)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise InvalidRequest(
+                f"line {number}: {field or 'the line'}: {first['msg']}",
+                param=f"lines.{number}.{field}".rstrip("."), code="invalid_line",
+            ) from None
+
+
+def create(session: Session, name: str, source: str, lines: Iterable[PromptLine]) -> Dataset:
+    """Insert a dataset; all of it or nothing."""
+    if session.scalar(select(Dataset.id).where(Dataset.name == name)):
+        raise Conflict(f"name: dataset {name!r} exists", param="name", code="dataset_exists")
+    dataset = Dataset(id=uuid.uuid4(), name=name, source=source, sha256="")
+    session.add(dataset)
+    session.flush()
+    digest, rows, position = hashlib.sha256(), [], 0
+    for line in lines:
+        row = line.model_dump(mode="json")
+        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
+        rows.append({**row, "dataset_id": dataset.id, "position": position})
+        position += 1
+        if len(rows) == CHUNK:
+            session.execute(insert(Prompt), rows)
+            rows = []
+    if rows:
+        session.execute(insert(Prompt), rows)
+    if position == 0:
+        raise InvalidRequest("file: the dataset has no prompts", param="file", code="empty_dataset")
+    dataset.sha256 = digest.hexdigest()
+    session.flush()
+    return dataset
+
+
+def insert_inline(
+    session: Session, name: str, train: list[InlinePrompt], validation: list[InlinePrompt]
+) -> Dataset:
+    """The prompts of a request as a dataset, so that lineage knows them like any other."""
+    lines = [
+        PromptLine(text=p.text, checks=p.checks, split=split)
+        for split, prompts in ((Split.train, train), (Split.validation, validation))
+        for p in prompts
+    ]
+    return create(session, name, "inline", lines)
+
+
+def read(session: Session, dataset: Dataset) -> DatasetRead:
+    train, validation = session.execute(
+        select(
+            func.count().filter(Prompt.split == Split.train),
+            func.count().filter(Prompt.split == Split.validation),
+        ).where(Prompt.dataset_id == dataset.id)
+    ).one()
+    return DatasetRead(
+        id=dataset.id, object="dataset", name=dataset.name, source=dataset.source,
+        sha256=dataset.sha256, train_prompts=train, validation_prompts=validation,
+        created_at=unix(dataset.created_at) or 0,
+    )
+
+
+def _open_under_root(path: str) -> Any:
+    """A file under the data root; names, links and `..` cannot leave it."""
+    root = get_settings().data_root
+    if root is None:
+        raise InvalidRequest(
+            "path: this server reads no files; set FORETHOUGHT_DATA_ROOT or upload the dataset",
+            param="path",
+        )
+    full = (root / path).resolve()
+    if not full.is_relative_to(root.resolve()) or not full.is_file():
+        raise InvalidRequest(f"path: no file {path!r} under the data root", param="path")
+    return full.open("rb")

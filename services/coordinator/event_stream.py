@@ -1,0 +1,84 @@
+"""An iteration's events: as a list, or server-sent until it ends."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from sqlalchemy import select
+
+from services.coordinator.iterations import find
+from services.coordinator.progress import progress_of
+from shared.db import SessionDep, transaction
+from shared.job_routes import Limit, unix
+from shared.models import Event
+from shared.paging import Page, page_by_number
+
+router = APIRouter(tags=["iterations"])
+POLL_SECONDS = 0.5
+
+
+class EventRead(BaseModel):
+    id: int
+    object: Literal["event"]
+    type: str
+    message: str
+    data: dict[str, Any]
+    created_at: int
+
+
+def _read(row: Event) -> EventRead:
+    return EventRead(
+        id=row.id, object="event", type=row.type, message=row.message, data=row.data,
+        created_at=unix(row.created_at) or 0,
+    )
+
+
+@router.get("/iterations/{iteration_id}/events", response_model=Page[EventRead])
+def list_events(
+    iteration_id: uuid.UUID,
+    request: Request,
+    session: SessionDep,
+    after: int | None = None,
+    limit: Limit = 100,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Any:
+    """With `Accept: text/event-stream` live, resumed by `Last-Event-ID`; else a page."""
+    find(session, iteration_id)
+    if "text/event-stream" in request.headers.get("accept", ""):
+        start = int(last_event_id) if (last_event_id or "").isdecimal() else after or 0
+        return StreamingResponse(
+            _stream(iteration_id, start), media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+    query = select(Event).where(Event.iteration_id == iteration_id)
+    return page_by_number(session, query, Event, after, limit, _read)
+
+
+async def _stream(iteration_id: uuid.UUID, after: int) -> AsyncIterator[str]:
+    """Events as they are recorded, and progress (without an id) when it has changed."""
+    shown = ""
+    while True:
+        rows, progress, ended = await asyncio.to_thread(_look, iteration_id, after)
+        for row in rows:
+            after = row.id
+            yield f"id: {row.id}\nevent: {row.type}\ndata: {row.model_dump_json()}\n\n"
+        if progress != shown:
+            shown = progress
+            yield f"event: progress\ndata: {progress}\n\n"
+        if ended:
+            return
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _look(iteration_id: uuid.UUID, after: int) -> tuple[list[EventRead], str, bool]:
+    with transaction() as session:
+        iteration = find(session, iteration_id)
+        query = select(Event).where(Event.iteration_id == iteration_id, Event.id > after)
+        rows = [_read(row) for row in session.scalars(query.order_by(Event.id))]
+        progress = json.dumps(progress_of(session, iteration).model_dump())
+        return rows, progress, iteration.status.terminal

@@ -1,0 +1,224 @@
+"""The routes of iterations: start, list, read, cancel, resume, and what they produced."""
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from services.coordinator import events
+from services.coordinator.advance import Services, unfinished_jobs
+from services.coordinator.progress import IterationProgress, progress_of
+from services.coordinator.start import start_run
+from services.coordinator.state import job_id
+from shared.db import SessionDep
+from shared.errors import Conflict, NotFound
+from shared.idempotency import KeyHeader, once
+from shared.job_routes import Limit, unix
+from shared.models import Completion, Iteration, Job, Judgment, Pair, Prompt, Status
+from shared.paging import Page, page, page_by_number
+from shared.schemas import IterationRequest
+from shared.thought_access import MayReadThoughts
+
+router = APIRouter(tags=["iterations"])
+
+
+class IterationRead(BaseModel):
+    id: uuid.UUID
+    object: Literal["iteration"]
+    run_id: uuid.UUID
+    number: int
+    status: Status
+    stage: str
+    progress: IterationProgress
+    config: dict[str, Any]
+    seed_model: uuid.UUID
+    parent_model: uuid.UUID | None
+    result_model: uuid.UUID | None
+    timings: dict[str, float]
+    report: dict[str, Any] | None
+    error: dict[str, Any] | None
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+
+
+def read(session: Session, row: Iteration) -> IterationRead:
+    return IterationRead(
+        id=row.id, object="iteration", run_id=row.run_id, number=row.number, status=row.status,
+        stage=row.stage, progress=progress_of(session, row), config=row.config,
+        seed_model=row.seed_model_id, parent_model=row.parent_model_id,
+        result_model=row.result_model_id, timings=row.timings, report=row.report, error=row.error,
+        created_at=unix(row.created_at) or 0, started_at=unix(row.started_at),
+        finished_at=unix(row.finished_at),
+    )
+
+
+def find(session: Session, iteration_id: uuid.UUID, *, lock: bool = False) -> Iteration:
+    row = session.get(Iteration, iteration_id, with_for_update={"key_share": True} if lock else None)
+    if row is None:
+        raise NotFound(f"no iteration {iteration_id}", param="id")
+    return row
+
+
+@router.post("/iterations", status_code=202)
+def create(
+    request: IterationRequest, session: SessionDep, response: Response, key: KeyHeader = None
+) -> IterationRead:
+    """Start a run of `count` iterations; answers with the first one. Repeat safely with an
+    `Idempotency-Key`."""
+
+    def start() -> IterationRead:
+        return read(session, start_run(session, request)[0])
+
+    created = once(session, response, key, "POST /iterations", request, start, IterationRead)
+    response.headers["Location"] = f"/iterations/{created.id}"
+    return created
+
+
+@router.get("/iterations")
+def list_iterations(
+    session: SessionDep,
+    run_id: uuid.UUID | None = None,
+    status: Status | None = None,
+    after: uuid.UUID | None = None,
+    limit: Limit = 20,
+) -> Page[IterationRead]:
+    query = select(Iteration)
+    if run_id is not None:
+        query = query.where(Iteration.run_id == run_id)
+    if status is not None:
+        query = query.where(Iteration.status == status)
+    return page(session, query, Iteration, after, limit, lambda row: read(session, row))
+
+
+@router.get("/iterations/{iteration_id}")
+def get_iteration(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
+    return read(session, find(session, iteration_id))
+
+
+@router.post("/iterations/{iteration_id}/cancel", status_code=202)
+def cancel(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
+    """Stop this iteration and those after it in its run. Idempotent."""
+    first = find(session, iteration_id)
+    rest = session.scalars(
+        select(Iteration)
+        .where(
+            Iteration.run_id == first.run_id, Iteration.number >= first.number,
+            Iteration.finished_at.is_(None),
+        )
+        .with_for_update(key_share=True)
+    ).all()
+    for row in rest:
+        for job in unfinished_jobs(session, row):
+            Services.from_settings().for_job(job.kind).post(f"/jobs/{job.id}/cancel")
+        row.status, row.finished_at = Status.cancelled, datetime.now(UTC)
+        events.record(session, row.id, "status", "cancelled")
+    session.flush()
+    return read(session, first)
+
+
+@router.post("/iterations/{iteration_id}/resume", status_code=202)
+def resume(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
+    """Take a failed or cancelled iteration up where it ended; shards that are done stay done."""
+    row = find(session, iteration_id, lock=True)
+    if row.status not in (Status.failed, Status.cancelled):
+        raise Conflict(f"iteration {iteration_id} is {row.status}; only a failed or cancelled one "
+                       "can be resumed", param="id")
+    ended = select(Job).where(
+        Job.iteration_id == row.id, Job.status.in_((Status.failed, Status.cancelled))
+    )
+    for job in session.scalars(ended):
+        Services.from_settings().for_job(job.kind).post(f"/jobs/{job.id}/resume")
+    row.status = Status.queued if row.parent_model_id is None else Status.running
+    row.error, row.finished_at, row.stage_started_at = None, None, datetime.now(UTC)
+    if row.pairing is not None and row.pairing["kept"] == 0:
+        row.pairing = None
+    events.record(session, row.id, "status", "resumed")
+    session.flush()
+    return read(session, row)
+
+
+@router.get("/iterations/{iteration_id}/report")
+def get_report(iteration_id: uuid.UUID, session: SessionDep) -> dict[str, Any]:
+    row = find(session, iteration_id)
+    if row.report is None:
+        raise Conflict(f"iteration {iteration_id} is {row.status}: its report is not there yet")
+    return row.report
+
+
+class PairRead(BaseModel):
+    """A preference pair; whole outputs only with the key that may read thoughts."""
+
+    id: int
+    prompt: str
+    chosen: str | None
+    rejected: str | None
+    chosen_output: str | None
+    rejected_output: str | None
+    chosen_score: float
+    rejected_score: float | None
+    margin: float | None
+
+
+@router.get("/iterations/{iteration_id}/pairs")
+def list_pairs(
+    iteration_id: uuid.UUID, session: SessionDep, thoughts: MayReadThoughts,
+    after: int | None = None, limit: Limit = 100,
+) -> Page[PairRead]:
+    find(session, iteration_id)
+
+    def read_pair(row: Pair) -> PairRead:
+        chosen = session.get_one(Completion, row.chosen_id)
+        rejected = session.get_one(Completion, row.rejected_id)
+        return PairRead(
+            id=row.id, prompt=session.get_one(Prompt, row.prompt_id).text,
+            chosen=chosen.response, rejected=rejected.response,
+            chosen_output=chosen.output if thoughts else None,
+            rejected_output=rejected.output if thoughts else None,
+            chosen_score=row.chosen_score, rejected_score=row.rejected_score, margin=row.margin,
+        )
+
+    query = select(Pair).where(Pair.iteration_id == iteration_id)
+    return page_by_number(session, query, Pair, after, limit, read_pair)
+
+
+class CandidateRead(BaseModel):
+    """A sampled output with its score; the output itself only with the key that may read it."""
+
+    id: int
+    prompt: str
+    sample_index: int
+    response: str | None
+    output: str | None
+    score: float | None
+    thought_tokens: int
+    response_tokens: int
+
+
+@router.get("/iterations/{iteration_id}/completions")
+def list_completions(
+    iteration_id: uuid.UUID, session: SessionDep, thoughts: MayReadThoughts,
+    after: int | None = None, limit: Limit = 100,
+) -> Page[CandidateRead]:
+    find(session, iteration_id)
+    judge_id = job_id(iteration_id, "judge")
+
+    def read_candidate(row: Completion) -> CandidateRead:
+        score = session.scalar(
+            select(Judgment.score).where(
+                Judgment.job_id == judge_id, Judgment.completion_id == row.id
+            )
+        )
+        return CandidateRead(
+            id=row.id, prompt=session.get_one(Prompt, row.prompt_id).text,
+            sample_index=row.sample_index, response=row.response,
+            output=row.output if thoughts else None, score=score,
+            thought_tokens=row.thought_tokens, response_tokens=row.response_tokens,
+        )
+
+    query = select(Completion).where(Completion.job_id == job_id(iteration_id, "generate"))
+    return page_by_number(session, query, Completion, after, limit, read_candidate)

@@ -1,0 +1,122 @@
+"""`python -m services.coordinator.loop`: advances iterations and re-sends what was lost.
+
+Any number of replicas may run: rows are taken with `FOR NO KEY UPDATE SKIP LOCKED`. It sleeps on
+LISTEN and looks by itself once a second, so a notification that is lost costs a second.
+"""
+
+import logging
+import signal
+import threading
+import time
+from datetime import UTC, datetime
+
+import psycopg
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
+
+from services.coordinator.advance import Services, advance, fail
+from shared import broker, jobs, log
+from shared.db import CHANNEL, transaction
+from shared.errors import PlatformError
+from shared.models import Iteration
+from shared.settings import get_settings
+
+logger = logging.getLogger(__name__)
+
+
+def tick(services: Services) -> None:
+    """One look at everything: each unfinished iteration, then jobs that need a message."""
+    with transaction() as session:
+        ids = session.scalars(
+            select(Iteration.id)
+            .where(Iteration.finished_at.is_(None))
+            .order_by(Iteration.created_at, Iteration.number)
+        ).all()
+    for iteration_id in ids:
+        _advance_one(services, iteration_id)
+    sweep()
+
+
+def _advance_one(services: Services, iteration_id: object) -> None:
+    with log.bind(iteration=str(iteration_id)):
+        try:
+            with transaction() as session:
+                iteration = session.scalar(
+                    select(Iteration)
+                    .where(Iteration.id == iteration_id, Iteration.finished_at.is_(None))
+                    # No key update: services insert rows that refer to the iteration meanwhile.
+                    .with_for_update(skip_locked=True, key_share=True)
+                )
+                if iteration is not None:
+                    advance(session, services, iteration)
+        except PlatformError as error:
+            _refused(iteration_id, error)
+
+
+def _refused(iteration_id: object, error: PlatformError) -> None:
+    """A service that is away is asked again; one that refuses ends the iteration."""
+    if error.status >= 500:
+        logger.warning("will retry: %s", error.message)
+        return
+    with transaction() as session:
+        iteration = session.get(Iteration, iteration_id, with_for_update={"key_share": True})
+        if iteration is not None and iteration.finished_at is None:
+            stage = {"stage": iteration.stage}
+            fail(session, iteration, error.envelope()["error"] | stage)
+
+
+def sweep() -> None:
+    settings = get_settings()
+    with transaction() as session:
+        due = jobs.sweep(
+            session, resend_after_seconds=settings.resend_after_seconds,
+            max_attempts=settings.max_attempts,
+        )
+        for job in due:
+            broker.send_after_commit(session, job.kind, job.id)
+
+
+class Waker:
+    """Waits for a notification, at most `seconds`; reconnects when Postgres was away."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.replace("+psycopg", "")
+        self._connection: psycopg.Connection | None = None
+
+    def wait(self, seconds: float) -> None:
+        try:
+            if self._connection is None:
+                self._connection = psycopg.connect(self._url, autocommit=True)
+                self._connection.execute(f"LISTEN {CHANNEL}")
+                return  # what came before LISTEN was missed, so look at once
+            for _ in self._connection.notifies(timeout=seconds, stop_after=1):
+                pass
+        except psycopg.OperationalError:
+            self.close()
+            time.sleep(seconds)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def main() -> None:
+    log.configure("loop")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    settings, services = get_settings(), Services.from_settings()
+    waker = Waker(settings.database_url)
+    logger.info("loop started", extra={"at": datetime.now(UTC).isoformat()})
+    while not stop.is_set():
+        try:
+            tick(services)
+        except DBAPIError as error:
+            logger.warning("database away: %s", type(error.orig).__name__)
+        waker.wait(settings.loop_poll_seconds)
+    logger.info("loop stopped")
+
+
+if __name__ == "__main__":
+    main()

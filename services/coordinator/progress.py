@@ -1,0 +1,82 @@
+"""How far an iteration's current stage is, with its speed and the time it still needs."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from services.coordinator.state import job_id
+from shared.job_routes import progress
+from shared.models import Evaluation, Iteration, Job, JobKind, Shard, Status
+
+
+class IterationProgress(BaseModel):
+    stage: str
+    done: int
+    total: int
+    unit: Literal["shards", "steps"]
+    tokens_per_second: float | None
+    eta_seconds: float | None
+
+
+def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
+    if iteration.stage == "train":
+        return _training(session, iteration)
+    kinds = (JobKind.generate, JobKind.judge)
+    jobs = [] if iteration.status.terminal else _stage_jobs(session, iteration)
+    done, total, tokens = session.execute(
+        select(
+            func.count().filter(Shard.status == Status.succeeded),
+            func.count(),
+            func.coalesce(func.sum(Shard.result["tokens"].as_integer()), 0),
+        )
+        .join(Job, Job.id == Shard.job_id)
+        .where(Shard.job_id.in_([j.id for j in jobs]), Job.kind.in_(kinds))
+    ).one()
+    seconds = _busy_seconds(jobs)
+    return IterationProgress(
+        stage=iteration.stage, done=done, total=total, unit="shards",
+        tokens_per_second=round(tokens / seconds, 1) if tokens and seconds else None,
+        eta_seconds=_eta(done, total, seconds),
+    )
+
+
+def _stage_jobs(session: Session, iteration: Iteration) -> Sequence[Job]:
+    """Jobs of sampling with those that score the parent, or those that score checkpoints."""
+    evaluations = session.scalars(
+        select(Evaluation).where(Evaluation.iteration_id == iteration.id)
+    ).all()
+    in_sampling = iteration.stage == "generate"
+    ids = [job_id(iteration.id, s) for s in ("generate", "judge")] if in_sampling else []
+    for e in evaluations:
+        if (e.model_id == iteration.parent_model_id) == in_sampling:
+            ids += [e.generate_job_id, e.judge_job_id]
+    return session.scalars(select(Job).where(Job.id.in_(ids))).all()
+
+
+def _busy_seconds(jobs: Sequence[Job]) -> float:
+    """Seconds in which generate jobs ran; those of one stage may follow one another."""
+    return sum(
+        ((j.finished_at or datetime.now(UTC)) - j.started_at).total_seconds()
+        for j in jobs
+        if j.started_at is not None and j.kind is JobKind.generate
+    )
+
+
+def _training(session: Session, iteration: Iteration) -> IterationProgress:
+    job = session.get(Job, job_id(iteration.id, "train"))
+    shard = (progress(session, job.id).shard if job else None) or {}
+    done, total = int(shard.get("step", 0)), int(shard.get("total_steps", 0))
+    started = shard.get("started_at")
+    seconds = datetime.now(UTC).timestamp() - started if started else 0.0
+    return IterationProgress(
+        stage="train", done=done, total=total, unit="steps",
+        tokens_per_second=shard.get("tokens_per_second"), eta_seconds=_eta(done, total, seconds),
+    )
+
+
+def _eta(done: int, total: int, seconds: float) -> float | None:
+    return round(seconds / done * (total - done), 1) if done and seconds else None

@@ -1,0 +1,130 @@
+"""Turning a request into rows: checks everything that can be checked now, starts nothing."""
+
+import random
+import uuid
+from collections.abc import Sequence
+
+from sqlalchemy import func, insert, select
+from sqlalchemy.orm import Session
+
+from services.coordinator import datasets, events
+from shared.errors import InvalidRequest, NotFound
+from shared.model_store import resolve
+from shared.models import Dataset, Iteration, IterationPrompt, Model, Prompt, Split
+from shared.schemas import IterationRequest
+
+
+def start_run(session: Session, request: IterationRequest) -> list[Iteration]:
+    """Insert the run's iterations with their prompts drawn; the loop takes them from there."""
+    seed_model = resolve(session, request.base_model, param="base_model")
+    run_id = uuid.uuid4()
+    dataset = _dataset(session, request, run_id)
+    train, validation = _draw(session, request, dataset, seed_model)
+    config = request.model_dump(mode="json", exclude={"prompts", "validation_prompts"})
+    config |= {"dataset": dataset.name, "base_model": str(seed_model.id)}
+    iterations = [
+        Iteration(
+            id=uuid.uuid4(), run_id=run_id, number=number + 1, config=config,
+            dataset_id=dataset.id, seed_model_id=seed_model.id,
+        )
+        for number in range(request.count)
+    ]
+    session.add_all(iterations)
+    session.flush()
+    for iteration, fresh in zip(iterations, train, strict=True):
+        _insert_prompts(session, iteration, Split.train, fresh)
+        _insert_prompts(session, iteration, Split.validation, validation)
+        events.record(session, iteration.id, "status", "queued")
+    return iterations
+
+
+def _dataset(session: Session, request: IterationRequest, run_id: uuid.UUID) -> Dataset:
+    if request.dataset is None:
+        return datasets.insert_inline(
+            session, f"inline-{run_id}", request.prompts, request.validation_prompts
+        )
+    found = session.scalar(select(Dataset).where(Dataset.name == request.dataset))
+    if found is None:
+        raise NotFound(
+            f"dataset: no dataset {request.dataset!r}; upload it with POST /datasets",
+            param="dataset", code="dataset_not_found",
+        )
+    return found
+
+
+def _draw(
+    session: Session, request: IterationRequest, dataset: Dataset, seed_model: Model
+) -> tuple[list[Sequence[int]], Sequence[int]]:
+    """Fresh training prompts for each iteration, and the validation prompts they share.
+
+    Drawn by the sampling seed; prompts that made the base model are not taken again.
+    """
+    validation = _ids(session, request, dataset, Split.validation)
+    if not validation:
+        raise InvalidRequest(f"dataset: {dataset.name!r} has no validation prompts", param="dataset")
+    used = _used_by(session, seed_model)
+    fresh = [p for p in _ids(session, request, dataset, Split.train) if p not in used]
+    size = request.prompts_per_iteration or len(fresh) // request.count
+    if size == 0 or size * request.count > len(fresh):
+        raise InvalidRequest(
+            f"prompts_per_iteration: {request.count} iterations of {size or 1} prompts need "
+            f"{(size or 1) * request.count}; dataset {dataset.name!r} has {len(fresh)} training "
+            f"prompts that the base model has not been trained on",
+            param="prompts_per_iteration",
+        )
+    chunks = [fresh[n * size : (n + 1) * size] for n in range(request.count)]
+    return chunks, validation[: request.validation.prompts]
+
+
+def _ids(
+    session: Session, request: IterationRequest, dataset: Dataset, split: Split
+) -> list[int]:
+    query = select(Prompt.id).where(Prompt.dataset_id == dataset.id, Prompt.split == split)
+    _refuse_unjudgeable(session, request, dataset, split)
+    ids = list(session.scalars(query.order_by(Prompt.position)))
+    random.Random(f"{request.sampling.seed}:{split}").shuffle(ids)
+    return ids
+
+
+def _refuse_unjudgeable(
+    session: Session, request: IterationRequest, dataset: Dataset, split: Split
+) -> None:
+    """The verifier can only score prompts that carry checks."""
+    if request.judge.kind != "verifier":
+        return
+    position = session.scalar(
+        select(func.min(Prompt.position)).where(
+            Prompt.dataset_id == dataset.id, Prompt.split == split,
+            func.jsonb_array_length(Prompt.checks) == 0,
+        )
+    )
+    if position is not None:
+        raise InvalidRequest(
+            f"judge.kind: the verifier needs checks on every prompt; prompt {position + 1} of "
+            f"dataset {dataset.name!r} has none",
+            param="judge.kind",
+        )
+
+
+def _used_by(session: Session, model: Model) -> set[int]:
+    """Training prompts of the iterations that led to a model."""
+    iterations = []
+    current: Model | None = model
+    while current is not None:
+        if iteration_id := current.lineage.get("iteration_id"):
+            iterations.append(uuid.UUID(iteration_id))
+        current = session.get(Model, current.parent_id) if current.parent_id else None
+    query = select(IterationPrompt.prompt_id).where(
+        IterationPrompt.iteration_id.in_(iterations), IterationPrompt.split == Split.train
+    )
+    return set(session.scalars(query))
+
+
+def _insert_prompts(
+    session: Session, iteration: Iteration, split: Split, prompt_ids: Sequence[int]
+) -> None:
+    rows = [
+        {"iteration_id": iteration.id, "prompt_id": p, "split": split, "position": i}
+        for i, p in enumerate(prompt_ids)
+    ]
+    session.execute(insert(IterationPrompt), rows)

@@ -1,0 +1,62 @@
+"""Reading an iteration's state for `next_step` from the rows of its jobs and evaluations."""
+
+import uuid
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from services.coordinator.pipeline import JobView, State
+from shared.models import Evaluation, Iteration, Job, Model
+from shared.schemas import IterationRequest
+
+STEPS = ("generate", "judge", "train")
+
+
+def job_id(iteration_id: uuid.UUID, step: str) -> uuid.UUID:
+    """The same for the same step, so that a repeat after a crash finds the same job."""
+    return uuid.uuid5(iteration_id, step)
+
+
+def config_of(iteration: Iteration) -> IterationRequest:
+    return IterationRequest.model_validate(iteration.config)
+
+
+def read_state(session: Session, iteration: Iteration) -> State:
+    assert iteration.parent_model_id is not None
+    candidates = [m.id for m in _candidates(session, iteration)]
+    relevant = {*candidates, iteration.parent_model_id}
+    evaluations = [e for e in _evaluations(session, iteration.run_id) if e.model_id in relevant]
+    ids = {job_id(iteration.id, step): step for step in STEPS}
+    wanted = [*ids, *(j for e in evaluations for j in (e.generate_job_id, e.judge_job_id))]
+    views = {
+        row.id: JobView(row.status, row.error)
+        for row in session.execute(
+            select(Job.id, Job.status, Job.error).where(Job.id.in_(wanted))
+        )
+    }
+    return State(
+        jobs={step: views[id_] for id_, step in ids.items() if id_ in views},
+        parent=iteration.parent_model_id,
+        evaluations={
+            e.model_id: [views[e.generate_job_id], views[e.judge_job_id]] for e in evaluations
+        },
+        pairing=iteration.pairing,
+        candidates=candidates,
+    )
+
+
+def checkpoints(session: Session, iteration: Iteration) -> Sequence[Model]:
+    """Every checkpoint of the iteration's training, in the order of epochs."""
+    return session.scalars(
+        select(Model).where(Model.job_id == job_id(iteration.id, "train")).order_by(Model.epoch)
+    ).all()
+
+
+def _candidates(session: Session, iteration: Iteration) -> Sequence[Model]:
+    found = checkpoints(session, iteration)
+    return found if config_of(iteration).validation.checkpoints == "all" else found[-1:]
+
+
+def _evaluations(session: Session, run_id: uuid.UUID) -> Sequence[Evaluation]:
+    return session.scalars(select(Evaluation).where(Evaluation.run_id == run_id)).all()

@@ -1,0 +1,115 @@
+"""The generate service: takes sampling jobs, lists their completions."""
+
+import uuid
+from collections.abc import Iterator
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared import jobs
+from shared.app import create_app
+from shared.broker import send_after_commit
+from shared.db import SessionDep
+from shared.errors import InvalidRequest
+from shared.job_routes import JobRead, Limit, find_job, jobs_router, read_job
+from shared.jobs import NewShard
+from shared.model_store import resolve
+from shared.models import Completion, IterationPrompt, JobKind
+from shared.paging import Page, page_by_number
+from shared.schemas import GenerateRequest
+from shared.sharding import slices
+from shared.thought_access import MayReadThoughts
+
+router = APIRouter(tags=["generate"])
+
+
+class CompletionRead(BaseModel):
+    id: int
+    prompt_index: int
+    sample_index: int
+    response: str | None
+    """None where the output does not parse."""
+    output: str | None
+    """Thought included; only with the key that may read thoughts."""
+    thought_tokens: int
+    response_tokens: int
+    truncated: bool
+    forced: bool
+
+
+@router.post("/generate", status_code=202)
+def generate(request: GenerateRequest, session: SessionDep) -> JobRead:
+    """Sample outputs for prompts, under an id made here."""
+    return _submit(session, uuid.uuid4(), request)
+
+
+@router.put("/jobs/{job_id}", status_code=202)
+def put_job(
+    job_id: uuid.UUID, request: GenerateRequest, session: SessionDep, step: str | None = None
+) -> JobRead:
+    """The same under the caller's id; repeating it finds the job."""
+    return _submit(session, job_id, request, step)
+
+
+def _submit(
+    session: Session, job_id: uuid.UUID, request: GenerateRequest, step: str | None = None
+) -> JobRead:
+    model = resolve(session, request.model, param="model")
+    params = request.model_dump(mode="json", exclude={"prompts"}) | {"model": str(model.id)}
+    job, is_new = jobs.submit(
+        session, JobKind.generate, params, _shards(session, request),
+        job_id=job_id, iteration_id=request.iteration_id, step=step,
+    )
+    if is_new:
+        send_after_commit(session, job.kind, job.id)
+    return read_job(session, job)
+
+
+def _shards(session: Session, request: GenerateRequest) -> Iterator[NewShard]:
+    """Shards of inline prompts carry the prompts, those of an iteration only their ids."""
+    if request.iteration_id is None:
+        for start, prompts in slices(request.prompts, request.shard_size):
+            yield NewShard({"start": start, "prompts": [p.model_dump() for p in prompts]})
+        return
+    ids = session.scalars(
+        select(IterationPrompt.prompt_id)
+        .where(
+            IterationPrompt.iteration_id == request.iteration_id,
+            IterationPrompt.split == request.split,
+        )
+        .order_by(IterationPrompt.position)
+    ).all()
+    if not ids:
+        raise InvalidRequest(
+            f"iteration_id: iteration {request.iteration_id} has no {request.split} prompts",
+            param="iteration_id",
+        )
+    for start, some in slices(ids, request.shard_size):
+        yield NewShard({"start": start, "prompt_ids": list(some)})
+
+
+@router.get("/jobs/{job_id}/completions")
+def list_completions(
+    job_id: uuid.UUID,
+    session: SessionDep,
+    thoughts: MayReadThoughts,
+    after: int | None = None,
+    limit: Limit = 100,
+) -> Page[CompletionRead]:
+    job = find_job(session, job_id, (JobKind.generate,))
+
+    def read(row: Completion) -> CompletionRead:
+        return CompletionRead(
+            id=row.id, prompt_index=row.prompt_index, sample_index=row.sample_index,
+            response=row.response, output=row.output if thoughts else None,
+            thought_tokens=row.thought_tokens, response_tokens=row.response_tokens,
+            truncated=row.truncated, forced=row.forced,
+        )
+
+    query = select(Completion).where(Completion.job_id == job.id)
+    return page_by_number(session, query, Completion, after, limit, read)
+
+
+app = create_app("generate", router, jobs_router(JobKind.generate))

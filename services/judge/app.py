@@ -1,0 +1,100 @@
+"""The judge service: takes scoring jobs, lists their judgments."""
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared import jobs
+from shared.app import create_app
+from shared.broker import send_after_commit
+from shared.db import SessionDep
+from shared.errors import NotFound
+from shared.job_routes import JobRead, Limit, find_job, jobs_router, read_job
+from shared.jobs import NewShard
+from shared.models import JobKind, Judgment, Shard
+from shared.paging import Page, page_by_number
+from shared.schemas import JudgeRequest
+from shared.sharding import slices
+
+router = APIRouter(tags=["judge"])
+
+
+class JudgmentRead(BaseModel):
+    id: int
+    item_index: int | None
+    completion_id: int | None
+    score: float
+    judge: str
+    details: dict[str, Any]
+
+
+@router.post("/judge", status_code=202)
+def judge(request: JudgeRequest, session: SessionDep) -> JobRead:
+    """Score responses, under an id made here."""
+    return _submit(session, uuid.uuid4(), request)
+
+
+@router.put("/jobs/{job_id}", status_code=202)
+def put_job(
+    job_id: uuid.UUID,
+    request: JudgeRequest,
+    session: SessionDep,
+    step: str | None = None,
+    iteration_id: uuid.UUID | None = None,
+) -> JobRead:
+    """The same under the caller's id; repeating it finds the job."""
+    return _submit(session, job_id, request, step, iteration_id)
+
+
+def _submit(
+    session: Session,
+    job_id: uuid.UUID,
+    request: JudgeRequest,
+    step: str | None = None,
+    iteration_id: uuid.UUID | None = None,
+) -> JobRead:
+    params = request.model_dump(mode="json", exclude={"items"})
+    job, is_new = jobs.submit(
+        session, JobKind.judge, params, _shards(session, request),
+        job_id=job_id, iteration_id=iteration_id, step=step,
+    )
+    if is_new:
+        send_after_commit(session, job.kind, job.id)
+    return read_job(session, job)
+
+
+def _shards(session: Session, request: JudgeRequest) -> Iterator[NewShard]:
+    """One shard for each of the generate job's, to be judged as soon as that one is done."""
+    if request.generate_job_id is None:
+        for start, items in slices(request.items, request.shard_size):
+            yield NewShard({"start": start, "items": [i.model_dump() for i in items]})
+        return
+    upstream = session.scalars(
+        select(Shard.id).where(Shard.job_id == request.generate_job_id).order_by(Shard.index)
+    ).all()
+    if not upstream:
+        raise NotFound(
+            f"generate_job_id: no generate job {request.generate_job_id}", param="generate_job_id"
+        )
+    for shard_id in upstream:
+        yield NewShard({"generate_shard_id": shard_id}, after_shard_id=shard_id)
+
+
+@router.get("/jobs/{job_id}/judgments")
+def list_judgments(
+    job_id: uuid.UUID, session: SessionDep, after: int | None = None, limit: Limit = 100
+) -> Page[JudgmentRead]:
+    job = find_job(session, job_id, (JobKind.judge,))
+    query = select(Judgment).where(Judgment.job_id == job.id)
+    return page_by_number(
+        session, query, Judgment, after, limit,
+        lambda row: JudgmentRead.model_validate(row, from_attributes=True),
+    )
+
+
+app = create_app("judge", router, jobs_router(JobKind.judge))

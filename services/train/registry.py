@@ -1,0 +1,138 @@
+"""Models: register, list, read, release (a checkpoint gets its name), promote."""
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from shared import jobs
+from shared.broker import send_after_commit
+from shared.db import SessionDep, notify
+from shared.errors import NotFound
+from shared.formats import ThoughtFormat
+from shared.job_routes import Limit, unix
+from shared.jobs import NewShard
+from shared.model_store import find, ref, resolve
+from shared.models import Job, JobKind, Model, Status
+from shared.paging import Page, page
+from shared.schemas import ModelRegistration, Name, Strict
+
+router = APIRouter(tags=["models"])
+
+
+class ModelRead(BaseModel):
+    id: uuid.UUID
+    object: Literal["model"]
+    ref: str
+    name: str | None
+    version: int | None
+    status: Literal["registering", "ready", "failed"]
+    error: dict[str, Any] | None
+    source: str
+    weights_sha256: str | None
+    parent_id: uuid.UUID | None
+    job_id: uuid.UUID | None
+    epoch: int | None
+    thought_format: ThoughtFormat | None
+    lineage: dict[str, Any]
+    created_at: int
+    promoted_at: int | None
+
+
+class Release(Strict):
+    """Makes a checkpoint the next version of a family, with the lineage that led to it."""
+
+    name: Name
+    thought_format: ThoughtFormat
+    lineage: dict[str, Any]
+
+
+def read_model(session: Session, model: Model) -> ModelRead:
+    job = session.get(Job, model.job_id) if model.path is None and model.job_id else None
+    failed = job is not None and job.status in (Status.failed, Status.cancelled)
+    status: Literal["registering", "ready", "failed"] = (
+        "ready" if model.path is not None else "failed" if failed else "registering"
+    )
+    return ModelRead(
+        id=model.id, object="model", ref=ref(model), name=model.name, version=model.version,
+        status=status, error=job.error if job else None, source=model.source,
+        weights_sha256=model.weights_sha256, parent_id=model.parent_id, job_id=model.job_id,
+        epoch=model.epoch,
+        thought_format=(
+            ThoughtFormat.model_validate(model.thought_format) if model.thought_format else None
+        ),
+        lineage=model.lineage, created_at=unix(model.created_at) or 0,
+        promoted_at=unix(model.promoted_at),
+    )
+
+
+@router.post("/models", status_code=202)
+def register(request: ModelRegistration, session: SessionDep) -> ModelRead:
+    """Fetch, convert or check the weights in a job; the model is usable once it is `ready`."""
+    model_id, job_id = uuid.uuid4(), uuid.uuid4()
+    params = {"source": request.source, "model_id": str(model_id)}
+    job, _ = jobs.submit(session, JobKind.register, params, [NewShard({})], job_id=job_id)
+    model = Model(
+        id=model_id, name=request.name, version=_next_version(session, request.name),
+        source=request.source, job_id=job.id, lineage={},
+    )
+    session.add(model)
+    session.flush()
+    send_after_commit(session, job.kind, job.id)
+    return read_model(session, model)
+
+
+@router.put("/models/{model_id}/release")
+def release(model_id: uuid.UUID, request: Release, session: SessionDep) -> ModelRead:
+    """Name a checkpoint. Repeating it changes nothing."""
+    model = resolve(session, str(model_id), param="model_id")
+    if model.name is None:
+        model.version = _next_version(session, request.name)
+        model.name = request.name
+        model.thought_format = request.thought_format.model_dump()
+        model.lineage = model.lineage | request.lineage
+        session.flush()
+    return read_model(session, model)
+
+
+@router.get("/models")
+def list_models(
+    session: SessionDep,
+    after: uuid.UUID | None = None,
+    limit: Limit = 20,
+    checkpoints: bool = False,
+) -> Page[ModelRead]:
+    """Named models; with `checkpoints` also those that no iteration has chosen."""
+    query = select(Model)
+    if not checkpoints:
+        query = query.where(Model.name.is_not(None))
+    return page(session, query, Model, after, limit, lambda m: read_model(session, m))
+
+
+@router.get("/models/{reference}")
+def get_model(reference: str, session: SessionDep) -> ModelRead:
+    model = find(session, reference)
+    if model is None:
+        raise NotFound(f"no model {reference!r}", param="model", code="model_not_found")
+    return read_model(session, model)
+
+
+@router.post("/models/{reference}/promote")
+def promote(reference: str, session: SessionDep) -> ModelRead:
+    """Serve this model in chat from now on. The swap happens without a restart."""
+    model = resolve(session, reference, param="model")
+    model.promoted_at = datetime.now(UTC)
+    notify(session, f"promoted {model.id}")
+    session.flush()
+    return read_model(session, model)
+
+
+def _next_version(session: Session, name: str) -> int:
+    # One at a time for a name, so that two registrations cannot take the same version.
+    session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:n))"), {"n": f"model:{name}"})
+    latest = session.scalar(select(func.max(Model.version)).where(Model.name == name))
+    return (latest or 0) + 1

@@ -1,0 +1,185 @@
+"""One application factory for all services: errors, request ids, health, metrics."""
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
+from sqlalchemy import text
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared import broker, log
+from shared.db import get_engine
+from shared.errors import InvalidRequest, PlatformError, Unavailable, envelope
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "OpenAI's error envelope: the request's fault"},
+    "5XX": {"description": "OpenAI's error envelope: ours"},
+}
+
+REQUESTS = Counter(
+    "forethought_http_requests_total", "HTTP requests", ["service", "method", "route", "status"]
+)
+LATENCY = Histogram(
+    "forethought_http_request_seconds", "Time to the end of the response", ["service", "route"]
+)
+
+
+def create_app(
+    service: str,
+    *routers: APIRouter,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+) -> FastAPI:
+    log.configure(service)
+    app = FastAPI(title=f"Forethought: {service}", lifespan=lifespan, responses=ERRORS)
+    for router in (*routers, _health_router()):
+        app.include_router(router)
+    app.add_exception_handler(PlatformError, _platform_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(DataError, _data_error)
+    app.add_exception_handler(OperationalError, _database_away)
+    app.add_exception_handler(InterfaceError, _database_away)
+    app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(_Observed, service=service)
+    return app
+
+
+def error_response(error: PlatformError) -> JSONResponse:
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return JSONResponse(error.envelope(), status_code=error.status, headers=headers)
+
+
+async def _platform_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, PlatformError)
+    return error_response(error)
+
+
+async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+    """FastAPI's 422 as OpenAI's 400 that names the field; never echoes the input."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    message = first["msg"].removeprefix("Value error, ")
+    code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value"
+    if first["type"] == "extra_forbidden":
+        message = "Unknown field"
+    if named := re.match(r"([a-z_][a-z_.]*): ", message):
+        # A check of a whole object has no field of its own; its message begins with one.
+        where.append(named[1])
+        message = message[named.end() :]
+    param = ".".join(where)
+    return error_response(InvalidRequest(f"{param}: {message}", param=param, code=code))
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    body = envelope(str(error.detail), "invalid_request_error", None, code)
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+async def _data_error(_: Request, error: Exception) -> JSONResponse:
+    # A value that no field check refuses but Postgres does: NUL in a path, a number too large.
+    return error_response(InvalidRequest("a value of this request cannot be stored"))
+
+
+async def _database_away(_: Request, error: Exception) -> JSONResponse:
+    return error_response(
+        Unavailable("the database is away; retry shortly", code="database_away", retry_after=2)
+    )
+
+
+async def _unexpected(_: Request, error: Exception) -> JSONResponse:
+    # The server logs the traceback; the client gets no detail, which might hold a thought.
+    return error_response(PlatformError("internal error; see the service's log"))
+
+
+def _health_router() -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    def healthz() -> dict[str, str]:
+        """The process runs."""
+        return {"status": "ok"}
+
+    @router.get("/readyz")
+    def readyz() -> dict[str, str]:
+        """The database answers. The broker may be away: that delays work and refuses none."""
+        with get_engine().connect() as connection:
+            connection.execute(text("SELECT 1"))
+        try:
+            broker.ping()
+        except Exception:  # kombu raises what its transport raises
+            return {"status": "ok", "database": "ok", "broker": "away"}
+        return {"status": "ok", "database": "ok", "broker": "ok"}
+
+    @router.get("/metrics", response_class=Response)
+    def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+class _Observed:
+    """Request id in and out, one log line and one measurement a request. Plain ASGI: a
+    `BaseHTTPMiddleware` would buffer streams."""
+
+    def __init__(self, app: ASGIApp, service: str) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        started = time.perf_counter()
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"], (b"x-request-id", request_id.encode("latin-1"))
+                ]
+            await send(message)
+
+        with log.bind(request_id=request_id):
+            try:
+                await self.app(scope, receive, send_with_id)
+            finally:
+                self._record(scope, status, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = scope.get("route")
+        # The route's template, not the path: labels stay few and hold no user input.
+        name = getattr(route, "path", "unknown")
+        REQUESTS.labels(self.service, scope["method"], name, str(status)).inc()
+        LATENCY.labels(self.service, name).observe(seconds)
+        if name not in ("/healthz", "/readyz", "/metrics"):
+            log.logger.info(
+                "request",
+                extra={
+                    "method": scope["method"], "route": name, "status": status,
+                    "seconds": round(seconds, 4),
+                },
+            )
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and 0 < len(value) <= 128 and value.isascii():
+            given: str = value.decode("latin-1")
+            if given.isprintable():
+                return given
+    return f"req_{uuid.uuid4().hex}"

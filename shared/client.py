@@ -1,0 +1,62 @@
+"""Calls from one service to another: put, get, cancel a job; JSON in, JSON out."""
+
+from typing import Any
+
+import httpx2
+import stamina
+
+from shared.errors import InvalidRequest, PlatformError, Unavailable
+
+Body = dict[str, Any]
+
+
+class ServiceError(PlatformError):
+    """Another service refused; its envelope is passed on with its status."""
+
+    def __init__(self, status: int, error: dict[str, Any]) -> None:
+        super().__init__(
+            error.get("message", "no message"), param=error.get("param"), code=error.get("code")
+        )
+        self.status = status
+        self.type = error.get("type", InvalidRequest.type)
+
+
+class ServiceClient:
+    """A service by its address. Every call is safe to repeat, so lost connections are retried."""
+
+    def __init__(self, base_url: str, *, timeout: float = 30.0) -> None:
+        self._http = httpx2.Client(base_url=base_url, timeout=timeout)
+
+    def get(self, path: str, **params: Any) -> Body:
+        return self._call("GET", path, params=params)
+
+    def put(self, path: str, body: Body, **params: Any) -> Body:
+        return self._call("PUT", path, json=body, params=params)
+
+    def post(self, path: str, body: Body | None = None) -> Body:
+        return self._call("POST", path, json=body)
+
+    def _call(self, method: str, path: str, **kwargs: Any) -> Body:
+        try:
+            response = self._send(method, path, **kwargs)
+        except httpx2.TransportError as error:
+            raise Unavailable(
+                f"{self._http.base_url} does not answer: {type(error).__name__}",
+                code="service_away", retry_after=2,
+            ) from error
+        if response.is_error:
+            raise ServiceError(response.status_code, _error_of(response))
+        body: Body = response.json()
+        return body
+
+    @stamina.retry(on=httpx2.ConnectError, attempts=3, wait_initial=0.1, timeout=5)
+    def _send(self, method: str, path: str, **kwargs: Any) -> httpx2.Response:
+        return self._http.request(method, path, **kwargs)
+
+
+def _error_of(response: httpx2.Response) -> dict[str, Any]:
+    try:
+        error = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        return {"message": f"{response.url} answered {response.status_code} without an envelope"}
+    return error if isinstance(error, dict) else {"message": str(error)}

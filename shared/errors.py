@@ -1,0 +1,70 @@
+"""Every error a caller can react to; one handler (`shared.app`) renders them all.
+
+PlatformError               500
+├── InvalidRequest          400  a field is wrong; `param` names it
+├── NotFound                404
+├── Conflict                409  the thing exists, but not in a state that allows this
+├── TooLarge                413
+└── Unavailable             503  a dependency is away or a model is loading; retry later
+"""
+
+from typing import Any
+
+
+class PlatformError(Exception):
+    """An error with an HTTP status, rendered in OpenAI's envelope."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or type(self).code
+        self.retry_after = retry_after
+
+    def envelope(self) -> dict[str, Any]:
+        return envelope(self.message, self.type, self.param, self.code)
+
+
+class InvalidRequest(PlatformError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class NotFound(PlatformError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class Conflict(PlatformError):
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class TooLarge(PlatformError):
+    status = 413
+    type = "invalid_request_error"
+    code = "too_large"
+
+
+class Unavailable(PlatformError):
+    status = 503
+    code = "unavailable"
+
+
+def envelope(message: str, type_: str, param: str | None, code: str) -> dict[str, Any]:
+    """OpenAI's error body: `{"error": {"message", "type", "param", "code"}}`."""
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}

@@ -1,0 +1,117 @@
+"""The routes that generate, judge and train have in common: read, list and cancel jobs."""
+
+import uuid
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from shared import jobs
+from shared.broker import send_after_commit
+from shared.db import SessionDep
+from shared.errors import NotFound
+from shared.models import Job, JobKind, Shard, Status
+from shared.paging import Page, page
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+class Progress(BaseModel):
+    """`done` of `total` shards; tokens counted over shards done."""
+
+    done: int
+    total: int
+    tokens: int
+    shard: dict[str, Any] | None
+    """What the shard that reported last says of itself (a training's step and loss)."""
+
+
+class JobRead(BaseModel):
+    id: uuid.UUID
+    object: Literal["job"]
+    kind: JobKind
+    status: Status
+    iteration_id: uuid.UUID | None
+    step: str | None
+    params: dict[str, Any]
+    progress: Progress
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+
+
+def unix(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())
+
+
+def progress(session: Session, job_id: uuid.UUID) -> Progress:
+    done, total, tokens = session.execute(
+        select(
+            func.count().filter(Shard.status == Status.succeeded),
+            func.count(),
+            func.coalesce(func.sum(Shard.result["tokens"].as_integer()), 0),
+        ).where(Shard.job_id == job_id)
+    ).one()
+    latest = session.scalar(
+        select(Shard.progress)
+        .where(Shard.job_id == job_id, Shard.progress.is_not(None))
+        .order_by(Shard.started_at.desc().nulls_last())
+        .limit(1)
+    )
+    return Progress(done=done, total=total, tokens=tokens, shard=latest)
+
+
+def read_job(session: Session, job: Job) -> JobRead:
+    return JobRead(
+        id=job.id, object="job", kind=job.kind, status=job.status, iteration_id=job.iteration_id,
+        step=job.step, params=job.params, progress=progress(session, job.id), result=job.result,
+        error=job.error, created_at=unix(job.created_at) or 0, started_at=unix(job.started_at),
+        finished_at=unix(job.finished_at),
+    )
+
+
+def find_job(session: Session, job_id: uuid.UUID, kinds: tuple[JobKind, ...]) -> Job:
+    job = jobs.get(session, job_id)
+    if job.kind not in kinds:
+        raise NotFound(f"no {kinds[0]} job {job_id}", param="id")
+    return job
+
+
+def jobs_router(*kinds: JobKind) -> APIRouter:
+    """Routes over the jobs of these kinds, and of no other service's."""
+    router = APIRouter(tags=["jobs"])
+
+    @router.get("/jobs")
+    def list_jobs(
+        session: SessionDep, status: Status | None = None, after: uuid.UUID | None = None,
+        limit: Limit = 20,
+    ) -> Page[JobRead]:
+        query: Select[tuple[Job]] = select(Job).where(Job.kind.in_(kinds))
+        if status is not None:
+            query = query.where(Job.status == status)
+        return page(session, query, Job, after, limit, lambda job: read_job(session, job))
+
+    @router.get("/jobs/{job_id}")
+    def get_job(job_id: uuid.UUID, session: SessionDep) -> JobRead:
+        return read_job(session, find_job(session, job_id, kinds))
+
+    @router.post("/jobs/{job_id}/cancel")
+    def cancel_job(job_id: uuid.UUID, session: SessionDep) -> JobRead:
+        """Idempotent; a job that has ended stays as it is."""
+        find_job(session, job_id, kinds)
+        return read_job(session, jobs.cancel(session, job_id))
+
+    @router.post("/jobs/{job_id}/resume", status_code=202)
+    def resume_job(job_id: uuid.UUID, session: SessionDep) -> JobRead:
+        """Take a failed or cancelled job up again where it ended; others stay as they are."""
+        find_job(session, job_id, kinds)
+        job = jobs.resume(session, job_id)
+        send_after_commit(session, job.kind, job.id)
+        return read_job(session, job)
+
+    return router

@@ -1,0 +1,242 @@
+"""What crosses a process as JSON: requests of the job services and of the coordinator."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from shared.checks import Check
+from shared.formats import FORMATS, ThoughtFormat
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+"""Names of datasets and model families: safe in paths and in `name@v1`."""
+ModelRef = Annotated[str, Field(min_length=1, max_length=500)]
+"""A registered model: its id, `name@v1`, or `name` (the latest version)."""
+Text = Annotated[str, Field(min_length=1, max_length=200_000)]
+
+
+class Strict(BaseModel):
+    """Unknown fields are errors: a misspelt setting must not be ignored for six hours."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_nul(cls, value: Any) -> Any:
+        # Postgres takes no NUL in text, so it is refused where a field can still be named.
+        if isinstance(value, str) and "\x00" in value:
+            raise ValueError("must not contain NUL characters")
+        return value
+
+
+class Sampling(Strict):
+    """How outputs are drawn. Lengths in tokens."""
+
+    samples: int = Field(default=8, ge=1, le=64)
+    temperature: float = Field(default=0.8, ge=0, le=2)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_thought_tokens: int = Field(default=1024, ge=1, le=131_072)
+    max_response_tokens: int = Field(default=1024, ge=1, le=131_072)
+    boundary: Literal["natural", "forced"] = "natural"
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+
+
+class JudgeSpec(Strict):
+    """Which judge scores; `workers/judges/` holds one file a kind."""
+
+    kind: Literal["verifier"] = "verifier"
+
+
+class InlinePrompt(Strict):
+    text: Text
+    checks: list[Check] = Field(default_factory=list, max_length=32)
+
+
+def as_thought_format(value: Any) -> Any:
+    """A name of a known format, or a whole format of the user's own."""
+    if isinstance(value, str):
+        if value not in FORMATS:
+            raise ValueError(f"unknown thought format {value!r}; known: {', '.join(FORMATS)}")
+        return FORMATS[value]
+    return value
+
+
+class _WithFormat(Strict):
+    thought_format: ThoughtFormat | str = "generic"
+
+    @field_validator("thought_format", mode="after")
+    @classmethod
+    def _resolve(cls, value: Any) -> ThoughtFormat:
+        resolved: ThoughtFormat = as_thought_format(value)
+        return resolved
+
+    @property
+    def format(self) -> ThoughtFormat:
+        assert isinstance(self.thought_format, ThoughtFormat)
+        return self.thought_format
+
+
+class GenerateRequest(_WithFormat):
+    """Sample outputs for prompts: given here, or those an iteration has drawn."""
+
+    model: ModelRef
+    prompts: list[InlinePrompt] = Field(default_factory=list, max_length=100_000)
+    iteration_id: uuid.UUID | None = None
+    split: Literal["train", "validation"] = "train"
+    sampling: Sampling = Sampling()
+    shard_size: int = Field(default=16, ge=1, le=1024)
+    """Prompts in a shard, the unit that is committed and retried."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.prompts) == (self.iteration_id is not None):
+            raise ValueError("prompts: exactly one of prompts and iteration_id is required")
+        return self
+
+
+class JudgeItem(Strict):
+    instruction: Text
+    response: str = Field(max_length=1_000_000)
+    checks: list[Check] = Field(default_factory=list, max_length=32)
+
+
+class JudgeRequest(Strict):
+    """Score responses: given here, or those of a generate job (also while it still runs)."""
+
+    judge: JudgeSpec = JudgeSpec()
+    items: list[JudgeItem] = Field(default_factory=list, max_length=100_000)
+    generate_job_id: uuid.UUID | None = None
+    shard_size: int = Field(default=256, ge=1, le=10_000)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.items) == (self.generate_job_id is not None):
+            raise ValueError("items: exactly one of items and generate_job_id is required")
+        return self
+
+
+class InlinePair(Strict):
+    """A preference pair: the user message as the model saw it, and two whole outputs."""
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.chosen == self.rejected:
+            raise ValueError("rejected: is the same text as chosen")
+        return self
+
+
+class LoraSettings(Strict):
+    rank: int = Field(default=16, ge=1, le=1024)
+    alpha: int = Field(default=32, ge=1, le=4096)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Training(Strict):
+    """DPO settings; defaults are those of neighbours of the paper on an 8B model."""
+
+    loss: Literal["dpo", "irpo"] = "dpo"
+    beta: float = Field(default=0.1, gt=0, le=10)
+    irpo_alpha: float = Field(default=1.0, ge=0, le=100)
+    """Weight of the NLL term of `irpo`."""
+    learning_rate: float = Field(default=5e-7, gt=0, le=1)
+    epochs: int = Field(default=1, ge=1, le=100)
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    """Pairs in an optimizer step."""
+    micro_batch_size: int = Field(default=4, ge=1, le=512)
+    """Pairs in one forward pass; the rest is gradient accumulation."""
+    warmup_fraction: float = Field(default=0.1, ge=0, le=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_length: int = Field(default=4096, ge=16, le=1_048_576)
+    """Tokens of prompt and output; a longer pair fails preflight, none is cut silently."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    lora: LoraSettings | None = None
+    """Train an adapter and merge it; full fine-tuning when absent."""
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Passed on to `trl.DPOConfig` as given."""
+
+
+class TrainRequest(Strict):
+    """Train `model` on pairs: given here, or those an iteration has chosen."""
+
+    model: ModelRef
+    pairs: list[InlinePair] = Field(default_factory=list, max_length=100_000)
+    iteration_id: uuid.UUID | None = None
+    training: Training = Training()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.pairs) == (self.iteration_id is not None):
+            raise ValueError("pairs: exactly one of pairs and iteration_id is required")
+        return self
+
+
+class LengthControl(Strict):
+    rho: float = Field(default=0.25, ge=0, le=0.5)
+
+
+class Pairing(Strict):
+    max_parse_failure_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Most of an iteration's pairs whose rejected output does not parse."""
+
+
+class Validation(Strict):
+    prompts: int = Field(default=500, ge=1, le=100_000)
+    samples: int = Field(default=1, ge=1, le=16)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    checkpoints: Literal["all", "last"] = "all"
+    """Judge the checkpoint of each epoch and keep the best, or take the last one."""
+
+
+class IterationRequest(_WithFormat):
+    """One or more iterations in a row, each on the last one's model and on fresh prompts."""
+
+    name: Name
+    """The family of the models made here: name@v1, name@v2, …"""
+    base_model: ModelRef
+    dataset: Name | None = None
+    prompts: list[InlinePrompt] = Field(default_factory=list, max_length=100_000)
+    """Training prompts given inline instead of a dataset, with `validation_prompts`."""
+    validation_prompts: list[InlinePrompt] = Field(default_factory=list, max_length=100_000)
+    prompts_per_iteration: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Fresh training prompts each iteration takes; by default an equal share for each."""
+    count: int = Field(default=1, ge=1, le=100)
+    sampling: Sampling = Sampling()
+    judge: JudgeSpec = JudgeSpec()
+    length_control: LengthControl = LengthControl()
+    pairing: Pairing = Pairing()
+    training: Training = Training()
+    validation: Validation = Validation()
+    promote: Literal["never", "always", "if_better"] = "if_better"
+    """`if_better`: promoted when its validation score is above the seed's."""
+    shard_size: int = Field(default=16, ge=1, le=1024)
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = (
+        Field(default_factory=dict, max_length=16)
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.dataset is None) == (not self.prompts):
+            raise ValueError("dataset: exactly one of dataset and prompts is required")
+        if self.prompts and not self.validation_prompts:
+            raise ValueError("validation_prompts: required with inline prompts")
+        if self.dataset and self.validation_prompts:
+            raise ValueError("validation_prompts: goes with inline prompts, not with a dataset")
+        if self.sampling.samples < 2:
+            raise ValueError("sampling.samples: must be at least 2, since a pair needs two outputs")
+        return self
+
+
+class ModelRegistration(Strict):
+    """A model by Hub id, folder or GGUF file; it becomes the next version of `name`."""
+
+    name: Name
+    source: str = Field(min_length=1, max_length=1000)
+    """A Hugging Face id, a folder with safetensors, or a .gguf file, seen from the server."""

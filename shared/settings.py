@@ -1,0 +1,62 @@
+"""Every setting of every process. Read from the environment with the prefix `FORETHOUGHT_`."""
+
+from functools import cache
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Defaults suit one machine; `forethought up` sets the addresses of what it starts."""
+
+    model_config = SettingsConfigDict(env_prefix="FORETHOUGHT_", frozen=True, extra="ignore")
+
+    database_url: str = "postgresql+psycopg://forethought@localhost:5432/forethought"
+    redis_url: str = "redis://localhost:6379/0"
+
+    generate_url: str = "http://127.0.0.1:8001"
+    judge_url: str = "http://127.0.0.1:8002"
+    train_url: str = "http://127.0.0.1:8003"
+    coordinator_url: str = "http://127.0.0.1:8000"
+
+    model_store: Path = Path("models")
+    """Folder with every model and checkpoint; shared by all workers and inference."""
+    data_root: Path | None = None
+    """Datasets named by a server-side path must lie under this folder; unset refuses paths."""
+    log_dir: Path | None = None
+    """Where engines and training write their raw logs; a temporary folder when unset."""
+    log_level: str = "INFO"
+
+    thoughts_key: str = ""
+    """Bearer key that may read thoughts; empty means that nobody can."""
+
+    worker_engine_url: str = ""
+    """Address of a running engine for bulk generation; empty: the worker starts its own vLLM."""
+    worker_engine_port: int = 8011
+    inference_engine_url: str = ""
+    """Address of a running engine for chat; empty: inference starts its own vLLM."""
+    inference_engine_port: int = 8012
+    engine_args: str = ""
+    """Extra arguments for every vLLM server, as on a command line."""
+    engine_start_timeout_s: float = 900.0
+    max_model_len: int = 4096
+    """Longest sequence an engine takes, in tokens."""
+    max_num_seqs: int = 256
+    """Sequences an engine decodes at once; generate keeps about twice as many requested."""
+    sleep_engine_while_training: bool = True
+    """On a GPU, the engine frees its memory while a training holds the device."""
+
+    lease_seconds: float = 30.0
+    heartbeat_seconds: float = 5.0
+    max_attempts: int = 3
+    loop_poll_seconds: float = 1.0
+    resend_after_seconds: float = 15.0
+    worker_threads: int = 4
+
+    max_upload_bytes: int = 256 * 1024 * 1024
+    max_chat_in_flight: int = 256
+
+
+@cache
+def get_settings() -> Settings:
+    return Settings()

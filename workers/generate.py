@@ -1,0 +1,183 @@
+"""Stage: prompts -> completions, a shard committed at a time.
+
+`python -m workers.generate --job ID --engine-url URL`. The engine is kept full: the next shard is
+claimed as soon as fewer sequences are under way than it can decode at once, not when the shard
+before has ended. All K samples of a prompt go in one request, so its prompt is cached once.
+"""
+
+import asyncio
+import hashlib
+import logging
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy import insert
+from sqlalchemy.orm import Session
+
+from shared import jobs
+from shared.db import transaction
+from shared.engine_client import EngineClient
+from shared.formats import ThoughtFormat
+from shared.generation import Output, think_then_respond
+from shared.jobs import Claim, LeaseLost
+from shared.models import Completion, Json, Model
+from shared.schemas import Sampling
+from shared.settings import get_settings
+from workers.leases import Leases, StageError, leases
+from workers.prompts import ShardPrompt, load_prompts
+from workers.stage import arguments, start
+from workers.token_split import TokenSplitter
+
+log = logging.getLogger(__name__)
+
+
+def main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
+    asyncio.run(_main(job_id, worker, engine_url))
+
+
+async def _main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
+    with transaction() as session:
+        params = jobs.get(session, job_id).params
+        model = session.get_one(Model, uuid.UUID(params["model"]))
+    assert model.path is not None
+    with leases(job_id, worker) as held:
+        async with EngineClient(engine_url) as client:
+            await Generation(held, client, params, Path(model.path)).run()
+
+
+class Generation:
+    """A job's generation in one process: which shards are under way, and how full the engine is."""
+
+    def __init__(self, held: Leases, client: EngineClient, params: Json, model: Path) -> None:
+        self._held = held
+        self._client = client
+        self._format = ThoughtFormat.model_validate(params["thought_format"])
+        self._sampling = Sampling.model_validate(params["sampling"])
+        self._splitter = TokenSplitter(model)
+        self._target = 2 * get_settings().max_num_seqs
+        self._under_way = 0
+        self._freed = asyncio.Event()
+        self._versions: dict[str, str] = {}
+        self._max_len = 0
+
+    async def run(self) -> None:
+        self._versions = {"vllm": await self._client.version()}
+        self._max_len = await self._client.max_model_len()
+        tasks: set[asyncio.Task[None]] = set()
+        more = True
+        while more or tasks:
+            while more and self._under_way < self._target:
+                claim = await self._claim(tasks)
+                more = claim is not None
+            self._freed.clear()
+            if tasks:
+                freed = asyncio.create_task(self._freed.wait())
+                done, _ = await asyncio.wait(
+                    {*tasks, freed}, return_when=asyncio.FIRST_COMPLETED
+                )
+                freed.cancel()
+                for task in done & tasks:
+                    tasks.discard(task)
+                    task.result()
+
+    async def _claim(self, tasks: set[asyncio.Task[None]]) -> Claim | None:
+        loop, task = asyncio.get_running_loop(), None
+
+        def on_lost() -> None:
+            if task is not None:
+                loop.call_soon_threadsafe(task.cancel)
+
+        claim = await asyncio.to_thread(self._held.claim, on_lost)
+        if claim is not None:
+            with transaction() as session:
+                prompts = load_prompts(session, claim.payload)
+            self._under_way += len(prompts) * self._sampling.samples
+            task = asyncio.create_task(self._shard(claim, prompts))
+            tasks.add(task)
+        return claim
+
+    async def _shard(self, claim: Claim, prompts: list[ShardPrompt]) -> None:
+        try:
+            groups = await asyncio.gather(*(self._prompt(p) for p in prompts))
+            rows = [
+                _row(claim, prompt, k, output)
+                for prompt, group in zip(prompts, groups, strict=True)
+                for k, output in enumerate(group)
+            ]
+            result = _result(len(prompts), rows) | {"versions": self._versions}
+            await asyncio.to_thread(self._held.finish, claim, result, _insert(rows))
+        except (LeaseLost, asyncio.CancelledError):
+            log.warning("dropped a shard whose lease was lost", extra={"shard": claim.index})
+        except StageError as error:
+            await asyncio.to_thread(self._held.fail, claim, error)
+
+    async def _prompt(self, prompt: ShardPrompt) -> list[Output]:
+        try:
+            message = {"role": "user", "content": self._format.prompt(prompt.text)}
+            ids = await self._client.render([message])
+            self._check_length(prompt, len(ids))
+            return await think_then_respond(
+                self._client, ids, self._format, self._sampling,
+                seed=seed_of(self._sampling.seed, prompt), split=self._splitter,
+            )
+        finally:
+            self._under_way -= self._sampling.samples
+            self._freed.set()
+
+    def _check_length(self, prompt: ShardPrompt, tokens: int) -> None:
+        s = self._sampling
+        budget = s.max_response_tokens + (s.max_thought_tokens if self._format.thinks else 0)
+        if tokens + budget > self._max_len:
+            raise StageError(
+                f"prompt {prompt.index + 1} has {tokens} tokens; with up to {budget} for the "
+                f"output that exceeds the model's context of {self._max_len}",
+                code="context_length_exceeded", param=f"prompts.{prompt.index}",
+            )
+
+
+def seed_of(seed: int, prompt: ShardPrompt) -> int:
+    """The seed of a prompt's request, from which the engine derives that of each sample.
+
+    It depends on what is asked and on nothing of the run, so a shard done again, or by another
+    worker, gives the same rows. In [0, 2**31).
+    """
+    digest = hashlib.sha256(f"{seed}:{prompt.index}:{prompt.text}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _row(claim: Claim, prompt: ShardPrompt, k: int, output: Output) -> Json:
+    return {
+        "job_id": claim.job_id, "shard_id": claim.shard_id, "prompt_id": prompt.prompt_id,
+        "prompt_index": prompt.index, "sample_index": k, "output": output.text,
+        "response_start": output.response_start, "prompt_tokens": output.prompt_tokens,
+        "thought_tokens": output.thought_tokens, "response_tokens": output.response_tokens,
+        "truncated": output.truncated, "forced": output.forced, "seed": output.seed,
+    }
+
+
+def _result(prompts: int, rows: list[Json]) -> Json:
+    thought = sum(row["thought_tokens"] for row in rows)
+    response = sum(row["response_tokens"] for row in rows)
+    return {
+        "prompts": prompts,
+        "completions": len(rows),
+        "parsed": sum(row["response_start"] is not None for row in rows),
+        "truncated": sum(row["truncated"] for row in rows),
+        "forced": sum(row["forced"] for row in rows),
+        "thought_tokens": thought,
+        "response_tokens": response,
+        "tokens": thought + response,
+    }
+
+
+def _insert(rows: list[Json]) -> Callable[[Session], None]:
+    def write(session: Session) -> None:
+        session.execute(insert(Completion), rows)
+
+    return write
+
+
+if __name__ == "__main__":
+    args = arguments(__doc__, "--engine-url")
+    start(args, lambda: main(args.job, args.worker, args.engine_url))

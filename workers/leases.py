@@ -1,0 +1,124 @@
+"""A stage process's hold on its shards: claim, heartbeat, give back."""
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from shared import jobs
+from shared.db import transaction
+from shared.jobs import Claim, LeaseLost
+from shared.models import Json
+from shared.settings import get_settings
+
+log = logging.getLogger(__name__)
+
+
+class StageError(Exception):
+    """A stage's failure as the job will show it. `retry` tells whether another attempt can help."""
+
+    def __init__(
+        self, message: str, *, code: str = "stage_failed", param: str | None = None,
+        retry: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.retry = retry
+        self.error: Json = {"code": code, "message": message, "param": param}
+
+
+def new_worker_name() -> str:
+    """Unique for each process that claims, so that what it held can be told from others'."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+class Leases:
+    """Claims shards of one job under one name and keeps them leased from a thread."""
+
+    def __init__(self, job_id: uuid.UUID, worker: str) -> None:
+        self.job_id = job_id
+        self.worker = worker
+        self._settings = get_settings()
+        self._held: dict[int, tuple[Claim, Callable[[], None]]] = {}
+        self._progress: dict[int, Json] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def claim(self, on_lost: Callable[[], None]) -> Claim | None:
+        """Take a shard; `on_lost` is called from the heartbeat's thread if it is taken away."""
+        with transaction() as session:
+            claim = jobs.claim(
+                session, self.job_id, worker=self.worker,
+                lease_seconds=self._settings.lease_seconds,
+                max_attempts=self._settings.max_attempts,
+            )
+        if claim is not None:
+            with self._lock:
+                self._held[claim.shard_id] = (claim, on_lost)
+        return claim
+
+    def report(self, claim: Claim, progress: Json) -> None:
+        """Progress to be written with the next heartbeat."""
+        with self._lock:
+            self._progress[claim.shard_id] = progress
+
+    def finish(self, claim: Claim, result: Json, write: Callable[[Session], None]) -> None:
+        """Commit the rows and the shard in one transaction; `LeaseLost` writes neither."""
+        try:
+            with transaction() as session:
+                write(session)
+                jobs.finish(session, claim, result)
+        finally:
+            self._forget(claim)
+
+    def fail(self, claim: Claim, error: StageError) -> None:
+        self._forget(claim)
+        with transaction() as session:
+            jobs.fail(
+                session, claim, error.error, max_attempts=self._settings.max_attempts,
+                retry=error.retry,
+            )
+
+    def _forget(self, claim: Claim) -> None:
+        with self._lock:
+            self._held.pop(claim.shard_id, None)
+            self._progress.pop(claim.shard_id, None)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._settings.heartbeat_seconds):
+            with self._lock:
+                held = list(self._held.values())
+                progress = dict(self._progress)
+            for claim, on_lost in held:
+                self._renew(claim, progress.get(claim.shard_id), on_lost)
+
+    def _renew(self, claim: Claim, progress: Json | None, on_lost: Callable[[], None]) -> None:
+        try:
+            with transaction() as session:
+                jobs.renew(
+                    session, claim, lease_seconds=self._settings.lease_seconds, progress=progress
+                )
+        except LeaseLost:
+            log.warning("lease lost", extra={"shard": claim.index, "attempt": claim.attempt})
+            self._forget(claim)
+            on_lost()
+        except DBAPIError as error:
+            # The lease may still hold when the database is back; the token decides at commit.
+            log.warning("heartbeat failed: %s", type(error.orig).__name__)
+
+
+@contextmanager
+def leases(job_id: uuid.UUID, worker: str) -> Iterator[Leases]:
+    held = Leases(job_id, worker)
+    thread = threading.Thread(target=held._beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield held
+    finally:
+        held._stop.set()
+        thread.join()

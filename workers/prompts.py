@@ -1,0 +1,32 @@
+"""The prompts behind a generate shard, whether its payload carries them or their ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared.models import Json, Prompt
+
+
+@dataclass(frozen=True)
+class ShardPrompt:
+    """`index` is the prompt's position in its job; `text` the user's own instruction."""
+
+    index: int
+    prompt_id: int | None
+    text: str
+    checks: Sequence[Json]
+
+
+def load_prompts(session: Session, payload: dict[str, Any]) -> list[ShardPrompt]:
+    start = payload["start"]
+    if "prompts" in payload:
+        return [
+            ShardPrompt(start + i, None, p["text"], p["checks"])
+            for i, p in enumerate(payload["prompts"])
+        ]
+    ids = payload["prompt_ids"]
+    rows = {p.id: p for p in session.scalars(select(Prompt).where(Prompt.id.in_(ids)))}
+    return [ShardPrompt(start + i, p, rows[p].text, rows[p].checks) for i, p in enumerate(ids)]

@@ -1,0 +1,177 @@
+"""Runs a job's stage as a child process, with the engine or the device it needs.
+
+The Celery process owns one engine and imports no ML library. GPU work happens in the engine's and
+the stage's processes, each in a group of its own: cancelling kills the group, and the memory
+really comes back.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
+
+from shared import jobs, log
+from shared.db import transaction
+from shared.models import Job, JobKind, Model
+from shared.settings import get_settings
+from workers.engine import Engine, EngineError, ModelWeights
+from workers.leases import new_worker_name
+
+logger = logging.getLogger(__name__)
+
+STAGES = {
+    JobKind.generate: "workers.generate",
+    JobKind.judge: "workers.judge",
+    JobKind.train: "workers.train_job",
+    JobKind.register: "workers.register",
+}
+POLL_SECONDS = 0.2
+LOOK_SECONDS = 2.0
+"""How often a running job's row is asked whether it was cancelled."""
+GRACE_SECONDS = 8.0
+"""From SIGTERM to SIGKILL of a stage's group."""
+
+
+class Runtime:
+    """What one worker process holds: an engine, the device's lock, the jobs it runs."""
+
+    def __init__(self) -> None:
+        self._engine = Engine.for_worker()
+        self._device = threading.Lock()
+        self._running: set[uuid.UUID] = set()
+        self._guard = threading.Lock()
+        self._stopping = threading.Event()
+
+    def run(self, kind: JobKind, job_id: uuid.UUID) -> None:
+        """Work on a job until nothing of it can be taken. Doubled messages return at once."""
+        with self._guard:
+            if job_id in self._running or self._stopping.is_set():
+                return
+            self._running.add(job_id)
+        try:
+            with log.bind(job=str(job_id), kind=kind.value), self._needs(kind, job_id) as extra:
+                if not self._ended(job_id):
+                    self._run_stage(kind, job_id, extra)
+        except EngineError as error:
+            logger.error("engine: %s", error)
+            with transaction() as session:
+                jobs.fail_job(
+                    session, job_id, {"code": "engine_failed", "message": str(error), "param": None}
+                )
+        finally:
+            with self._guard:
+                self._running.discard(job_id)
+
+    def stop(self) -> None:
+        """End stages and the engine; shards in work are given back."""
+        self._stopping.set()
+        deadline = time.monotonic() + GRACE_SECONDS + 4
+        while self._running and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self._engine.stop()
+
+    @contextmanager
+    def _needs(self, kind: JobKind, job_id: uuid.UUID) -> Iterator[list[str]]:
+        """Hold what the stage needs; yields its extra arguments.
+
+        One stage at a time uses the device. A verifying judge needs none, so it runs beside
+        the generation whose shards it follows.
+        """
+        if kind not in (JobKind.generate, JobKind.train):
+            yield []
+            return
+        with self._device:
+            if self._stopping.is_set() or self._ended(job_id):
+                yield []
+            elif kind is JobKind.generate:
+                self._engine.ensure(_weights(job_id))
+                yield ["--engine-url", self._engine.url]
+            else:
+                with self._engine.asleep() if self._engine.alive() else nullcontext():
+                    yield []
+
+    def _ended(self, job_id: uuid.UUID) -> bool:
+        with transaction() as session:
+            job = session.get(Job, job_id)
+            return job is None or job.status.terminal
+
+    def _run_stage(self, kind: JobKind, job_id: uuid.UUID, extra: list[str]) -> None:
+        name = new_worker_name()
+        command = [sys.executable, "-m", STAGES[kind], "--job", str(job_id), "--worker", name]
+        child = subprocess.Popen(command + extra, start_new_session=True)
+        logger.info("stage started", extra={"pid": child.pid})
+        try:
+            code = self._wait(child, job_id)
+        finally:
+            _kill_group(child.pid)
+        if code != 0:
+            self._give_back(job_id, name, code)
+
+    def _wait(self, child: "subprocess.Popen[bytes]", job_id: uuid.UUID) -> int:
+        """The child's exit code; ends it when its job has ended or the worker stops."""
+        asked_at: float | None = None
+        looked_at = time.monotonic()
+        while (code := child.poll()) is None:
+            now = time.monotonic()
+            if asked_at is None and now - looked_at > LOOK_SECONDS:
+                looked_at = now
+                if self._has_ended(job_id):
+                    asked_at = now + 1.0  # it may be about to leave by itself
+            if self._stopping.is_set() and asked_at is None:
+                asked_at = now
+            if asked_at is not None and now >= asked_at:
+                _signal_group(child.pid, signal.SIGTERM)
+                if now - asked_at > GRACE_SECONDS:
+                    _signal_group(child.pid, signal.SIGKILL)
+            time.sleep(POLL_SECONDS)
+        return code
+
+    def _has_ended(self, job_id: uuid.UUID) -> bool:
+        try:
+            return self._ended(job_id)
+        except DBAPIError:
+            return False
+
+    def _give_back(self, job_id: uuid.UUID, worker: str, code: int) -> None:
+        """Shards of a child that died: another attempt, without waiting for the lease to end."""
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        message = f"the stage process ended by {how}; see the worker's log"
+        with transaction() as session:
+            held = jobs.release(
+                session, job_id, worker,
+                {"code": "stage_died", "message": message, "param": None},
+                max_attempts=get_settings().max_attempts,
+            )
+        if held:
+            logger.warning("gave back %d shards: %s", held, message)
+
+
+def _weights(job_id: uuid.UUID) -> ModelWeights:
+    """The model that a generate job samples from."""
+    with transaction() as session:
+        params = jobs.get(session, job_id).params
+        model = session.get_one(Model, uuid.UUID(params["model"]))
+        assert model.path is not None
+        assert model.weights_sha256 is not None
+        return ModelWeights(str(model.id), Path(model.path), model.weights_sha256)
+
+
+def _signal_group(pid: int, number: int) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _kill_group(pid: int) -> None:
+    """What a stage may have left behind in its group goes with it."""
+    _signal_group(pid, signal.SIGKILL)

@@ -1,0 +1,37 @@
+"""The one Celery module of all workers: which queues a process takes is up to its command line.
+
+    celery -A workers.tasks worker -Q generate,judge,train -P threads -c 4
+"""
+
+import uuid
+from functools import cache
+from typing import Any
+
+from celery.signals import setup_logging, worker_shutting_down
+
+from shared import log
+from shared.broker import celery
+from shared.models import JobKind
+from workers.runtime import Runtime
+
+app = celery
+
+
+@cache
+def runtime() -> Runtime:
+    return Runtime()
+
+
+@app.task(name="forethought.run")  # type: ignore[untyped-decorator]
+def run(kind: str, job_id: str) -> None:
+    runtime().run(JobKind(kind), uuid.UUID(job_id))
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _configure_logging(**_: Any) -> None:
+    log.configure("worker")
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _stop(**_: Any) -> None:
+    runtime().stop()
