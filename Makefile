@@ -33,10 +33,10 @@ format: setup ## Fix what ruff can fix
 	$(PY) -m ruff format $(CODE)
 
 bench-generate: setup ## Tokens per second through the platform against bare vLLM
-	@$(PY) tests/bench/generate.py
+	@$(PY) -m tests.bench.generate
 
 bench-scale: setup ## An iteration at the paper's size with an instant engine
-	@$(PY) tests/bench/scale.py
+	@$(PY) -m tests.bench.scale
 
 clean: ## Remove the environment, caches and the platform's data (.forethought)
 	rm -rf .venv .forethought *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

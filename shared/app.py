@@ -150,7 +150,8 @@ class _Observed:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [
-                    *message["headers"], (b"x-request-id", request_id.encode("latin-1"))
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode("latin-1")),
                 ]
             await send(message)
 
@@ -170,7 +171,9 @@ class _Observed:
             log.logger.info(
                 "request",
                 extra={
-                    "method": scope["method"], "route": name, "status": status,
+                    "method": scope["method"],
+                    "route": name,
+                    "status": status,
                     "seconds": round(seconds, 4),
                 },
             )

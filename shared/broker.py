@@ -33,7 +33,10 @@ celery.conf.update(
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
     broker_transport_options={
-        "socket_connect_timeout": 2, "max_retries": 1, "interval_start": 0, "interval_max": 0.1,
+        "socket_connect_timeout": 2,
+        "max_retries": 1,
+        "interval_start": 0,
+        "interval_max": 0.1,
     },
     task_publish_retry=False,
     worker_hijack_root_logger=False,
@@ -73,4 +76,3 @@ def ping() -> None:
     """Raises when the broker cannot be reached."""
     with celery.connection_for_read() as connection:
         connection.ensure_connection(max_retries=0, timeout=2)
-

@@ -42,7 +42,8 @@ class ServiceClient:
         except httpx2.TransportError as error:
             raise Unavailable(
                 f"{self._http.base_url} does not answer: {type(error).__name__}",
-                code="service_away", retry_after=2,
+                code="service_away",
+                retry_after=2,
             ) from error
         if response.is_error:
             raise ServiceError(response.status_code, _error_of(response))

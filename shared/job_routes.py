@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from shared import jobs
+from shared import jobs, recovery
 from shared.broker import send_after_commit
 from shared.db import SessionDep
 from shared.errors import NotFound
@@ -68,9 +68,18 @@ def progress(session: Session, job_id: uuid.UUID) -> Progress:
 
 def read_job(session: Session, job: Job) -> JobRead:
     return JobRead(
-        id=job.id, object="job", kind=job.kind, status=job.status, iteration_id=job.iteration_id,
-        step=job.step, params=job.params, progress=progress(session, job.id), result=job.result,
-        error=job.error, created_at=unix(job.created_at) or 0, started_at=unix(job.started_at),
+        id=job.id,
+        object="job",
+        kind=job.kind,
+        status=job.status,
+        iteration_id=job.iteration_id,
+        step=job.step,
+        params=job.params,
+        progress=progress(session, job.id),
+        result=job.result,
+        error=job.error,
+        created_at=unix(job.created_at) or 0,
+        started_at=unix(job.started_at),
         finished_at=unix(job.finished_at),
     )
 
@@ -88,10 +97,12 @@ def jobs_router(*kinds: JobKind) -> APIRouter:
 
     @router.get("/jobs")
     def list_jobs(
-        session: SessionDep, status: Status | None = None, after: uuid.UUID | None = None,
+        session: SessionDep,
+        status: Status | None = None,
+        after: uuid.UUID | None = None,
         limit: Limit = 20,
     ) -> Page[JobRead]:
-        query: Select[tuple[Job]] = select(Job).where(Job.kind.in_(kinds))
+        query: Select[Job] = select(Job).where(Job.kind.in_(kinds))
         if status is not None:
             query = query.where(Job.status == status)
         return page(session, query, Job, after, limit, lambda job: read_job(session, job))
@@ -110,7 +121,7 @@ def jobs_router(*kinds: JobKind) -> APIRouter:
     def resume_job(job_id: uuid.UUID, session: SessionDep) -> JobRead:
         """Take a failed or cancelled job up again where it ended; others stay as they are."""
         find_job(session, job_id, kinds)
-        job = jobs.resume(session, job_id)
+        job = recovery.resume(session, job_id)
         send_after_commit(session, job.kind, job.id)
         return read_job(session, job)
 

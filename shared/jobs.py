@@ -1,4 +1,5 @@
-"""A job's life: submit, claim, renew, finish, fail, cancel, sweep.
+"""A job's life: submit, claim, renew, finish, fail, cancel. What brings lost work back is in
+`shared/recovery.py`.
 
 Jobs are rows and messages are hints (decision 3 in `docs/architecture.md`). A worker owns a shard
 while its lease lasts; every write it makes is conditional on the token it got when it claimed, so
@@ -62,8 +63,12 @@ def submit(
     `Conflict`.
     """
     values = {
-        "id": job_id, "kind": kind, "params": dict(params), "iteration_id": iteration_id,
-        "step": step, "status": Status.queued,
+        "id": job_id,
+        "kind": kind,
+        "params": dict(params),
+        "iteration_id": iteration_id,
+        "step": step,
+        "status": Status.queued,
     }
     inserted = session.execute(
         pg_insert(Job).values(values).on_conflict_do_nothing().returning(Job.id)
@@ -75,8 +80,11 @@ def submit(
         return job, False
     rows = [
         {
-            "job_id": job_id, "index": i, "payload": s.payload,
-            "after_shard_id": s.after_shard_id, "status": Status.queued,
+            "job_id": job_id,
+            "index": i,
+            "payload": s.payload,
+            "after_shard_id": s.after_shard_id,
+            "status": Status.queued,
         }
         for i, s in enumerate(shards)
     ]
@@ -92,7 +100,7 @@ def get(session: Session, job_id: uuid.UUID, *, lock: bool = False) -> Job:
     return job
 
 
-def _claimable() -> ColumnElement[bool]:
+def claimable() -> ColumnElement[bool]:
     """Shards that a worker may take now: due, or leased to one that died; upstream done."""
     before = aliased(Shard)
     upstream_done = (
@@ -121,7 +129,7 @@ def claim(
     unfinished = select(Job.id).where(Job.id == job_id, Job.status.in_(UNFINISHED)).exists()
     shard = session.scalar(
         select(Shard)
-        .where(Shard.job_id == job_id, Shard.attempt < max_attempts, _claimable(), unfinished)
+        .where(Shard.job_id == job_id, Shard.attempt < max_attempts, claimable(), unfinished)
         .order_by(Shard.index)
         .limit(1)
         .with_for_update(skip_locked=True, of=Shard)
@@ -165,7 +173,8 @@ def finish(session: Session, claim: Claim, result: Json) -> None:
     transaction, so they exist exactly when the shard has succeeded."""
     job = get(session, claim.job_id, lock=True)
     _write(
-        session, claim,
+        session,
+        claim,
         {"status": Status.succeeded, "result": result, "finished_at": func.now(), "error": None},
     )
     left = session.scalar(
@@ -221,74 +230,6 @@ def cancel(session: Session, job_id: uuid.UUID) -> Job:
         _end(session, job, Status.cancelled)
         notify(session, f"cancel {job_id}")
     return job
-
-
-def resume(session: Session, job_id: uuid.UUID) -> Job:
-    """Reopen a job that failed or was cancelled; shards that succeeded stay as they are."""
-    job = get(session, job_id, lock=True)
-    if job.status in (Status.failed, Status.cancelled):
-        job.status, job.error, job.finished_at, job.sent_at = Status.queued, None, None, None
-        session.execute(
-            update(Shard)
-            .where(Shard.job_id == job_id, Shard.status != Status.succeeded)
-            .values(status=Status.queued, attempt=0, not_before=None, finished_at=None)
-        )
-        notify(session, f"job {job_id}")
-        session.flush()
-    return job
-
-
-def release(
-    session: Session, job_id: uuid.UUID, worker: str, error: Json, *, max_attempts: int
-) -> int:
-    """Give back what a worker that has exited still held; returns how many shards that were."""
-    held = session.scalars(
-        select(Shard).where(
-            Shard.job_id == job_id, Shard.worker == worker, Shard.status == Status.running
-        )
-    ).all()
-    for shard in held:
-        assert shard.token is not None
-        claim = Claim(shard.id, job_id, shard.index, shard.payload, shard.attempt, shard.token)
-        fail(session, claim, error, max_attempts=max_attempts)
-    return len(held)
-
-
-def sweep(session: Session, *, resend_after_seconds: float, max_attempts: int) -> list[Job]:
-    """Quarantine shards that died on their last attempt; return the jobs to send again.
-
-    A job is due when it has a shard to take and no message was sent for it lately: whatever
-    Redis lost, delivered twice or delivers late changes nothing.
-    """
-    expired = select(Shard).where(
-        Shard.status == Status.running,
-        Shard.lease_until < func.clock_timestamp(),
-        Shard.attempt >= max_attempts,
-    )
-    for shard in session.scalars(expired.with_for_update(skip_locked=True)):
-        error = shard.error or {
-            "code": "worker_lost",
-            "message": f"shard {shard.index} lost its worker {shard.worker} "
-            f"{shard.attempt} times without an error of its own",
-        }
-        shard.status, shard.error, shard.token = Status.failed, error, None
-        fail_job(session, shard.job_id, error)
-    stale = func.clock_timestamp() - timedelta(seconds=resend_after_seconds)
-    due = (
-        select(Job)
-        .where(
-            Job.status.in_(UNFINISHED),
-            or_(Job.sent_at.is_(None), Job.sent_at < stale),
-            select(Shard.id)
-            .where(Shard.job_id == Job.id, _claimable(), Shard.attempt < max_attempts)
-            .exists(),
-        )
-        .with_for_update(skip_locked=True, of=Job)
-    )
-    jobs = list(session.scalars(due))
-    for job in jobs:
-        job.sent_at = cast(datetime, func.clock_timestamp())
-    return jobs
 
 
 def _write(session: Session, claim: Claim, values: Mapping[str, Any]) -> None:

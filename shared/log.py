@@ -18,7 +18,7 @@ bind = structlog.contextvars.bound_contextvars
 
 def configure(process: str) -> None:
     """Route the standard library's logging through structlog's JSON renderer."""
-    shared = [
+    shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,

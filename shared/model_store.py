@@ -27,9 +27,7 @@ def find(session: Session, reference: str) -> Model | None:
             Model.name == match["name"], Model.version == int(match["version"])
         )
     else:
-        query = (
-            select(Model).where(Model.name == reference).order_by(Model.version.desc()).limit(1)
-        )
+        query = select(Model).where(Model.name == reference).order_by(Model.version.desc()).limit(1)
     return session.scalar(query)
 
 
@@ -39,12 +37,14 @@ def resolve(session: Session, reference: str, *, param: str) -> Model:
     if model is None:
         raise NotFound(
             f"{param}: no model {reference!r}; register it with POST /models",
-            param=param, code="model_not_found",
+            param=param,
+            code="model_not_found",
         )
     if model.path is None:
         raise Conflict(
             f"{param}: model {reference!r} is still being registered, or that failed; "
             f"see GET /models/{model.id}",
-            param=param, code="model_not_ready",
+            param=param,
+            code="model_not_ready",
         )
     return model

@@ -18,8 +18,8 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     func,
-    text,
 )
+from sqlalchemy import text as sql
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -42,8 +42,6 @@ class Base(DeclarativeBase):
         Json: JSONB,
         list[Json]: JSONB,
     }
-
-
 
 
 class Status(enum.StrEnum):
@@ -76,7 +74,10 @@ class Split(enum.StrEnum):
 def _enum(cls: type[enum.Enum]) -> Enum:
     # Plain text with a check: a new member is an ordinary migration, not an ALTER TYPE.
     return Enum(
-        cls, native_enum=False, length=32, values_callable=lambda e: [m.value for m in e],
+        cls,
+        native_enum=False,
+        length=32,
+        values_callable=lambda e: [m.value for m in e],
         create_constraint=False,
     )
 
@@ -113,7 +114,7 @@ class Prompt(Base):
     position: Mapped[int]
     split: Mapped[Split] = mapped_column(_enum(Split))
     text: Mapped[str]
-    checks: Mapped[list[Json]] = mapped_column(server_default=text("'[]'"))
+    checks: Mapped[list[Json]] = mapped_column(server_default=sql("'[]'"))
     category: Mapped[str | None]
 
 
@@ -140,7 +141,7 @@ class Model(Base):
     """The job that makes it: of kind train or register."""
     epoch: Mapped[int | None]
     thought_format: Mapped[Json | None]
-    lineage: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    lineage: Mapped[Json] = mapped_column(server_default=sql("'{}'"))
     """iteration, judge, resolved config, seeds, versions of vllm, trl, torch, metrics."""
     created_at: Mapped[datetime] = _now()
     promoted_at: Mapped[datetime | None]
@@ -152,7 +153,7 @@ class Iteration(Base):
     __table_args__ = (
         UniqueConstraint("run_id", "number"),
         Index(
-            "ix_iterations_unfinished", "created_at", postgresql_where=text("finished_at IS NULL")
+            "ix_iterations_unfinished", "created_at", postgresql_where=sql("finished_at IS NULL")
         ),
     )
 
@@ -174,7 +175,7 @@ class Iteration(Base):
     pairing: Mapped[Json | None]
     """Counts of kept and dropped prompts once pairs are chosen."""
     report: Mapped[Json | None]
-    timings: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    timings: Mapped[Json] = mapped_column(server_default=sql("'{}'"))
     """Stage name -> seconds."""
     stage_started_at: Mapped[datetime | None]
     error: Mapped[Json | None]
@@ -252,9 +253,7 @@ class Completion(Base):
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
-    shard_id: Mapped[int] = mapped_column(
-        ForeignKey("shards.id", ondelete="CASCADE"), index=True
-    )
+    shard_id: Mapped[int] = mapped_column(ForeignKey("shards.id", ondelete="CASCADE"), index=True)
     prompt_id: Mapped[int | None] = mapped_column(index=True)
     prompt_index: Mapped[int]
     """Position of the prompt in its job."""
@@ -297,7 +296,7 @@ class Judgment(Base):
     score: Mapped[float]
     judge: Mapped[str]
     """Kind and version, e.g. `verifier/1`."""
-    details: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    details: Mapped[Json] = mapped_column(server_default=sql("'{}'"))
 
 
 class Pair(Base):
@@ -341,7 +340,7 @@ class Event(Base):
     )
     type: Mapped[str]
     message: Mapped[str]
-    data: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    data: Mapped[Json] = mapped_column(server_default=sql("'{}'"))
     created_at: Mapped[datetime] = _now()
 
 

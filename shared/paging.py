@@ -25,14 +25,17 @@ class Page(BaseModel, Generic[Item]):
 def listed(data: list[Item], has_more: bool) -> Page[Item]:
     ids = [str(getattr(item, "id")) for item in (data[:1] + data[-1:])]  # noqa: B009
     return Page(
-        object="list", data=data, first_id=ids[0] if ids else None,
-        last_id=ids[-1] if ids else None, has_more=has_more,
+        object="list",
+        data=data,
+        first_id=ids[0] if ids else None,
+        last_id=ids[-1] if ids else None,
+        has_more=has_more,
     )
 
 
 def page(
     session: Session,
-    query: Select[tuple[Row]],
+    query: Select[Row],
     table: Any,
     after: uuid.UUID | None,
     limit: int,
@@ -51,7 +54,7 @@ def page(
 
 def page_by_number(
     session: Session,
-    query: Select[tuple[Row]],
+    query: Select[Row],
     table: Any,
     after: int | None,
     limit: int,

@@ -12,14 +12,14 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from shared.engine_client import EngineClient
+from shared.generation import Output, think_then_respond
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from shared import jobs
 from shared.db import transaction
-from shared.engine_client import EngineClient
 from shared.formats import ThoughtFormat
-from shared.generation import Output, think_then_respond
 from shared.jobs import Claim, LeaseLost
 from shared.models import Completion, Json, Model
 from shared.schemas import Sampling
@@ -73,9 +73,7 @@ class Generation:
             self._freed.clear()
             if tasks:
                 freed = asyncio.create_task(self._freed.wait())
-                done, _ = await asyncio.wait(
-                    {*tasks, freed}, return_when=asyncio.FIRST_COMPLETED
-                )
+                done, _ = await asyncio.wait({*tasks, freed}, return_when=asyncio.FIRST_COMPLETED)
                 freed.cancel()
                 for task in done & tasks:
                     tasks.discard(task)
@@ -118,8 +116,12 @@ class Generation:
             ids = await self._client.render([message])
             self._check_length(prompt, len(ids))
             return await think_then_respond(
-                self._client, ids, self._format, self._sampling,
-                seed=seed_of(self._sampling.seed, prompt), split=self._splitter,
+                self._client,
+                ids,
+                self._format,
+                self._sampling,
+                seed=seed_of(self._sampling.seed, prompt),
+                split=self._splitter,
             )
         finally:
             self._under_way -= self._sampling.samples
@@ -132,7 +134,8 @@ class Generation:
             raise StageError(
                 f"prompt {prompt.index + 1} has {tokens} tokens; with up to {budget} for the "
                 f"output that exceeds the model's context of {self._max_len}",
-                code="context_length_exceeded", param=f"prompts.{prompt.index}",
+                code="context_length_exceeded",
+                param=f"prompts.{prompt.index}",
             )
 
 
@@ -148,11 +151,19 @@ def seed_of(seed: int, prompt: ShardPrompt) -> int:
 
 def _row(claim: Claim, prompt: ShardPrompt, k: int, output: Output) -> Json:
     return {
-        "job_id": claim.job_id, "shard_id": claim.shard_id, "prompt_id": prompt.prompt_id,
-        "prompt_index": prompt.index, "sample_index": k, "output": output.text,
-        "response_start": output.response_start, "prompt_tokens": output.prompt_tokens,
-        "thought_tokens": output.thought_tokens, "response_tokens": output.response_tokens,
-        "truncated": output.truncated, "forced": output.forced, "seed": output.seed,
+        "job_id": claim.job_id,
+        "shard_id": claim.shard_id,
+        "prompt_id": prompt.prompt_id,
+        "prompt_index": prompt.index,
+        "sample_index": k,
+        "output": output.text,
+        "response_start": output.response_start,
+        "prompt_tokens": output.prompt_tokens,
+        "thought_tokens": output.thought_tokens,
+        "response_tokens": output.response_tokens,
+        "truncated": output.truncated,
+        "forced": output.forced,
+        "seed": output.seed,
     }
 
 

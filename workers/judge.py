@@ -69,8 +69,12 @@ def _run_shard(held: Leases, claim: Claim, judge: Judge) -> None:
         return
     rows = [
         {
-            **key, "job_id": claim.job_id, "shard_id": claim.shard_id, "judge": judge.name,
-            "score": score.value, "details": score.details,
+            **key,
+            "job_id": claim.job_id,
+            "shard_id": claim.shard_id,
+            "judge": judge.name,
+            "score": score.value,
+            "details": score.details,
         }
         for key, score in zip(keys, scores, strict=True)
     ]
@@ -101,7 +105,9 @@ def _items(session: Session, claim: Claim) -> tuple[list[dict[str, int]], list[J
     for completion in session.scalars(query.order_by(Completion.id)):
         prompt = prompts[completion.prompt_index]
         item = {
-            "instruction": prompt.text, "response": completion.response, "checks": prompt.checks
+            "instruction": prompt.text,
+            "response": completion.response,
+            "checks": prompt.checks,
         }
         keys.append({"completion_id": completion.id})
         items.append(JudgeItem.model_validate(item))

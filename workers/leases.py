@@ -24,7 +24,11 @@ class StageError(Exception):
     """A stage's failure as the job will show it. `retry` tells whether another attempt can help."""
 
     def __init__(
-        self, message: str, *, code: str = "stage_failed", param: str | None = None,
+        self,
+        message: str,
+        *,
+        code: str = "stage_failed",
+        param: str | None = None,
         retry: bool = False,
     ) -> None:
         super().__init__(message)
@@ -53,7 +57,9 @@ class Leases:
         """Take a shard; `on_lost` is called from the heartbeat's thread if it is taken away."""
         with transaction() as session:
             claim = jobs.claim(
-                session, self.job_id, worker=self.worker,
+                session,
+                self.job_id,
+                worker=self.worker,
                 lease_seconds=self._settings.lease_seconds,
                 max_attempts=self._settings.max_attempts,
             )
@@ -80,7 +86,10 @@ class Leases:
         self._forget(claim)
         with transaction() as session:
             jobs.fail(
-                session, claim, error.error, max_attempts=self._settings.max_attempts,
+                session,
+                claim,
+                error.error,
+                max_attempts=self._settings.max_attempts,
                 retry=error.retry,
             )
 

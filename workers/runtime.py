@@ -14,12 +14,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from shared import jobs, log
+from shared import jobs, log, recovery
 from shared.db import transaction
 from shared.models import Job, JobKind, Model
 from shared.settings import get_settings
@@ -146,8 +146,10 @@ class Runtime:
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         message = f"the stage process ended by {how}; see the worker's log"
         with transaction() as session:
-            held = jobs.release(
-                session, job_id, worker,
+            held = recovery.release(
+                session,
+                job_id,
+                worker,
                 {"code": "stage_died", "message": message, "param": None},
                 max_attempts=get_settings().max_attempts,
             )
@@ -166,10 +168,8 @@ def _weights(job_id: uuid.UUID) -> ModelWeights:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _kill_group(pid: int) -> None:

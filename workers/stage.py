@@ -4,9 +4,9 @@ import argparse
 import logging
 import signal
 import sys
-import types
 import uuid
 from collections.abc import Callable
+from typing import NoReturn
 
 from shared import jobs, log
 from shared.db import transaction
@@ -29,11 +29,11 @@ def arguments(doc: str | None, *extra: str) -> argparse.Namespace:
 def start(args: argparse.Namespace, run: Callable[[], None]) -> None:
     """Run a stage. A `StageError` outside of any shard ends the job; a crash is for the runtime."""
 
-    def leave(*_: object) -> types.NoReturn:
+    def leave(*_: object) -> NoReturn:
         sys.exit(143)
 
     signal.signal(signal.SIGTERM, leave)
-    log.configure(sys.modules["__main__"].__spec__.name if _named() else "stage")
+    log.configure("stage")
     with transaction() as session:
         job = jobs.get(session, args.job)
         iteration = str(job.iteration_id) if job.iteration_id else None
@@ -44,7 +44,3 @@ def start(args: argparse.Namespace, run: Callable[[], None]) -> None:
             logger.error("stage failed: %s", error)
             with transaction() as session:
                 jobs.fail_job(session, args.job, error.error)
-
-
-def _named() -> bool:
-    return getattr(sys.modules["__main__"], "__spec__", None) is not None

@@ -1,6 +1,6 @@
 """The one Celery module of all workers: which queues a process takes is up to its command line.
 
-    celery -A workers.tasks worker -Q generate,judge,train -P threads -c 4
+celery -A workers.tasks worker -Q generate,judge,train -P threads -c 4
 """
 
 import uuid

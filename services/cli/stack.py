@@ -142,8 +142,9 @@ def _background(env: Mapping[str, str]) -> list[Service]:
         *("-A", "workers.tasks", "worker", "-Q", "generate,judge,train"),
         *("-P", "threads", "-c", threads, "--without-gossip", "--without-mingle"),
     ]
+    # On a stop these end their engines and stages, and give back the shards in work.
     return [
         Service("loop", _python("services.coordinator.loop"), env=env),
-        Service("worker", _python("celery", *worker), env=env),
-        Service("inference", _python("workers.inference"), env=env),
+        Service("worker", _python("celery", *worker), env=env, stop_timeout_s=15.0),
+        Service("inference", _python("workers.inference"), env=env, stop_timeout_s=15.0),
     ]

@@ -82,9 +82,11 @@ def _start(session: Session, iteration: Iteration) -> bool:
         return False
     if before is not None and before.status is not Status.succeeded:
         fail(
-            session, iteration,
+            session,
+            iteration,
             {
-                "code": "parent_failed", "stage": "queued",
+                "code": "parent_failed",
+                "stage": "queued",
                 "message": f"iteration {before.number} of this run {before.status}",
             },
         )
@@ -98,8 +100,11 @@ def _start(session: Session, iteration: Iteration) -> bool:
 def _sample(services: Services, iteration: Iteration) -> None:
     config = config_of(iteration)
     request = GenerateRequest(
-        model=str(iteration.parent_model_id), thought_format=config.format,
-        iteration_id=iteration.id, sampling=config.sampling, shard_size=config.shard_size,
+        model=str(iteration.parent_model_id),
+        thought_format=config.format,
+        iteration_id=iteration.id,
+        sampling=config.sampling,
+        shard_size=config.shard_size,
     )
     generate_id = _put(services, iteration, JobKind.generate, "generate", request)
     judge = JudgeRequest(judge=config.judge, generate_job_id=generate_id)
@@ -111,21 +116,28 @@ def _evaluate(
 ) -> None:
     config = config_of(iteration)
     sampling = config.sampling.model_copy(
-        update={
-            "samples": config.validation.samples, "temperature": config.validation.temperature
-        }
+        update={"samples": config.validation.samples, "temperature": config.validation.temperature}
     )
     request = GenerateRequest(
-        model=str(model_id), thought_format=config.format, iteration_id=iteration.id,
-        split="validation", sampling=sampling, shard_size=config.shard_size,
+        model=str(model_id),
+        thought_format=config.format,
+        iteration_id=iteration.id,
+        split="validation",
+        sampling=sampling,
+        shard_size=config.shard_size,
     )
-    generate_id = _put(services, iteration, JobKind.generate, f"evaluate-generate:{model_id}", request)
+    generate_id = _put(
+        services, iteration, JobKind.generate, f"evaluate-generate:{model_id}", request
+    )
     judge = JudgeRequest(judge=config.judge, generate_job_id=generate_id)
     judge_id = _put(services, iteration, JobKind.judge, f"evaluate-judge:{model_id}", judge)
     session.add(
         Evaluation(
-            run_id=iteration.run_id, model_id=model_id, iteration_id=iteration.id,
-            generate_job_id=generate_id, judge_job_id=judge_id,
+            run_id=iteration.run_id,
+            model_id=model_id,
+            iteration_id=iteration.id,
+            generate_job_id=generate_id,
+            judge_job_id=judge_id,
         )
     )
     session.flush()
@@ -133,7 +145,8 @@ def _evaluate(
 
 def _train(services: Services, iteration: Iteration) -> None:
     request = TrainRequest(
-        model=str(iteration.parent_model_id), iteration_id=iteration.id,
+        model=str(iteration.parent_model_id),
+        iteration_id=iteration.id,
         training=config_of(iteration).training,
     )
     _put(services, iteration, JobKind.train, "train", request)
@@ -226,4 +239,3 @@ def unfinished_jobs(session: Session, iteration: Iteration) -> list[Job]:
         Job.iteration_id == iteration.id, Job.status.in_((Status.queued, Status.running))
     )
     return list(session.scalars(query))
-

@@ -103,7 +103,8 @@ def parse_lines(lines: Iterable[bytes]) -> Iterator[PromptLine]:
                 yield number, orjson.loads(line)
             except ValueError as error:
                 raise InvalidRequest(
-                    f"line {number} is not JSON: {error}", param=f"lines.{number}",
+                    f"line {number} is not JSON: {error}",
+                    param=f"lines.{number}",
                     code="invalid_line",
                 ) from None
 
@@ -119,7 +120,8 @@ def _validated(rows: Iterable[tuple[int, Any]]) -> Iterator[PromptLine]:
             field = ".".join(str(part) for part in first["loc"])
             raise InvalidRequest(
                 f"line {number}: {field or 'the line'}: {first['msg']}",
-                param=f"lines.{number}.{field}".rstrip("."), code="invalid_line",
+                param=f"lines.{number}.{field}".rstrip("."),
+                code="invalid_line",
             ) from None
 
 
@@ -168,8 +170,13 @@ def read(session: Session, dataset: Dataset) -> DatasetRead:
         ).where(Prompt.dataset_id == dataset.id)
     ).one()
     return DatasetRead(
-        id=dataset.id, object="dataset", name=dataset.name, source=dataset.source,
-        sha256=dataset.sha256, train_prompts=train, validation_prompts=validation,
+        id=dataset.id,
+        object="dataset",
+        name=dataset.name,
+        source=dataset.source,
+        sha256=dataset.sha256,
+        train_prompts=train,
+        validation_prompts=validation,
         created_at=unix(dataset.created_at) or 0,
     )
 

@@ -33,7 +33,11 @@ class EventRead(BaseModel):
 
 def _read(row: Event) -> EventRead:
     return EventRead(
-        id=row.id, object="event", type=row.type, message=row.message, data=row.data,
+        id=row.id,
+        object="event",
+        type=row.type,
+        message=row.message,
+        data=row.data,
         created_at=unix(row.created_at) or 0,
     )
 
@@ -50,9 +54,10 @@ def list_events(
     """With `Accept: text/event-stream` live, resumed by `Last-Event-ID`; else a page."""
     find(session, iteration_id)
     if "text/event-stream" in request.headers.get("accept", ""):
-        start = int(last_event_id) if (last_event_id or "").isdecimal() else after or 0
+        resumed = last_event_id if last_event_id and last_event_id.isdecimal() else after or 0
         return StreamingResponse(
-            _stream(iteration_id, start), media_type="text/event-stream",
+            _stream(iteration_id, int(resumed)),
+            media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
     query = select(Event).where(Event.iteration_id == iteration_id)

@@ -60,7 +60,8 @@ def _rows(wanted: HubDataset, name: str, split: Split) -> Iterator[dict[str, Any
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise InvalidRequest(
             f"hf: cannot read split {name!r} of {wanted.id!r}: {reason}",
-            param="hf", code="dataset_unavailable",
+            param="hf",
+            code="dataset_unavailable",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The routes of iterations: start, list, read, cancel, resume, and what they produced."""
+"""The routes of iterations: start, list, read, cancel, resume, report."""
 
 import uuid
 from datetime import UTC, datetime
@@ -13,15 +13,13 @@ from services.coordinator import events
 from services.coordinator.advance import Services, unfinished_jobs
 from services.coordinator.progress import IterationProgress, progress_of
 from services.coordinator.start import start_run
-from services.coordinator.state import job_id
 from shared.db import SessionDep
 from shared.errors import Conflict, NotFound
 from shared.idempotency import KeyHeader, once
 from shared.job_routes import Limit, unix
-from shared.models import Completion, Iteration, Job, Judgment, Pair, Prompt, Status
-from shared.paging import Page, page, page_by_number
+from shared.models import Iteration, Job, Status
+from shared.paging import Page, page
 from shared.schemas import IterationRequest
-from shared.thought_access import MayReadThoughts
 
 router = APIRouter(tags=["iterations"])
 
@@ -48,17 +46,30 @@ class IterationRead(BaseModel):
 
 def read(session: Session, row: Iteration) -> IterationRead:
     return IterationRead(
-        id=row.id, object="iteration", run_id=row.run_id, number=row.number, status=row.status,
-        stage=row.stage, progress=progress_of(session, row), config=row.config,
-        seed_model=row.seed_model_id, parent_model=row.parent_model_id,
-        result_model=row.result_model_id, timings=row.timings, report=row.report, error=row.error,
-        created_at=unix(row.created_at) or 0, started_at=unix(row.started_at),
+        id=row.id,
+        object="iteration",
+        run_id=row.run_id,
+        number=row.number,
+        status=row.status,
+        stage=row.stage,
+        progress=progress_of(session, row),
+        config=row.config,
+        seed_model=row.seed_model_id,
+        parent_model=row.parent_model_id,
+        result_model=row.result_model_id,
+        timings=row.timings,
+        report=row.report,
+        error=row.error,
+        created_at=unix(row.created_at) or 0,
+        started_at=unix(row.started_at),
         finished_at=unix(row.finished_at),
     )
 
 
 def find(session: Session, iteration_id: uuid.UUID, *, lock: bool = False) -> Iteration:
-    row = session.get(Iteration, iteration_id, with_for_update={"key_share": True} if lock else None)
+    row = session.get(
+        Iteration, iteration_id, with_for_update={"key_share": True} if lock else None
+    )
     if row is None:
         raise NotFound(f"no iteration {iteration_id}", param="id")
     return row
@@ -107,7 +118,8 @@ def cancel(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
     rest = session.scalars(
         select(Iteration)
         .where(
-            Iteration.run_id == first.run_id, Iteration.number >= first.number,
+            Iteration.run_id == first.run_id,
+            Iteration.number >= first.number,
             Iteration.finished_at.is_(None),
         )
         .with_for_update(key_share=True)
@@ -126,8 +138,11 @@ def resume(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
     """Take a failed or cancelled iteration up where it ended; shards that are done stay done."""
     row = find(session, iteration_id, lock=True)
     if row.status not in (Status.failed, Status.cancelled):
-        raise Conflict(f"iteration {iteration_id} is {row.status}; only a failed or cancelled one "
-                       "can be resumed", param="id")
+        raise Conflict(
+            f"iteration {iteration_id} is {row.status}; only a failed or cancelled one "
+            "can be resumed",
+            param="id",
+        )
     ended = select(Job).where(
         Job.iteration_id == row.id, Job.status.in_((Status.failed, Status.cancelled))
     )
@@ -148,77 +163,3 @@ def get_report(iteration_id: uuid.UUID, session: SessionDep) -> dict[str, Any]:
     if row.report is None:
         raise Conflict(f"iteration {iteration_id} is {row.status}: its report is not there yet")
     return row.report
-
-
-class PairRead(BaseModel):
-    """A preference pair; whole outputs only with the key that may read thoughts."""
-
-    id: int
-    prompt: str
-    chosen: str | None
-    rejected: str | None
-    chosen_output: str | None
-    rejected_output: str | None
-    chosen_score: float
-    rejected_score: float | None
-    margin: float | None
-
-
-@router.get("/iterations/{iteration_id}/pairs")
-def list_pairs(
-    iteration_id: uuid.UUID, session: SessionDep, thoughts: MayReadThoughts,
-    after: int | None = None, limit: Limit = 100,
-) -> Page[PairRead]:
-    find(session, iteration_id)
-
-    def read_pair(row: Pair) -> PairRead:
-        chosen = session.get_one(Completion, row.chosen_id)
-        rejected = session.get_one(Completion, row.rejected_id)
-        return PairRead(
-            id=row.id, prompt=session.get_one(Prompt, row.prompt_id).text,
-            chosen=chosen.response, rejected=rejected.response,
-            chosen_output=chosen.output if thoughts else None,
-            rejected_output=rejected.output if thoughts else None,
-            chosen_score=row.chosen_score, rejected_score=row.rejected_score, margin=row.margin,
-        )
-
-    query = select(Pair).where(Pair.iteration_id == iteration_id)
-    return page_by_number(session, query, Pair, after, limit, read_pair)
-
-
-class CandidateRead(BaseModel):
-    """A sampled output with its score; the output itself only with the key that may read it."""
-
-    id: int
-    prompt: str
-    sample_index: int
-    response: str | None
-    output: str | None
-    score: float | None
-    thought_tokens: int
-    response_tokens: int
-
-
-@router.get("/iterations/{iteration_id}/completions")
-def list_completions(
-    iteration_id: uuid.UUID, session: SessionDep, thoughts: MayReadThoughts,
-    after: int | None = None, limit: Limit = 100,
-) -> Page[CandidateRead]:
-    find(session, iteration_id)
-    judge_id = job_id(iteration_id, "judge")
-
-    def read_candidate(row: Completion) -> CandidateRead:
-        score = session.scalar(
-            select(Judgment.score).where(
-                Judgment.job_id == judge_id, Judgment.completion_id == row.id
-            )
-        )
-        return CandidateRead(
-            id=row.id, prompt=session.get_one(Prompt, row.prompt_id).text,
-            sample_index=row.sample_index, response=row.response,
-            output=row.output if thoughts else None, score=score,
-            thought_tokens=row.thought_tokens, response_tokens=row.response_tokens,
-        )
-
-    query = select(Completion).where(Completion.job_id == job_id(iteration_id, "generate"))
-    return page_by_number(session, query, Completion, after, limit, read_candidate)

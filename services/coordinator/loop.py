@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from services.coordinator.advance import Services, advance, fail
-from shared import broker, jobs, log
+from shared import broker, log, recovery
 from shared.db import CHANNEL, transaction
 from shared.errors import PlatformError
 from shared.models import Iteration
@@ -68,8 +68,9 @@ def _refused(iteration_id: object, error: PlatformError) -> None:
 def sweep() -> None:
     settings = get_settings()
     with transaction() as session:
-        due = jobs.sweep(
-            session, resend_after_seconds=settings.resend_after_seconds,
+        due = recovery.sweep(
+            session,
+            resend_after_seconds=settings.resend_after_seconds,
             max_attempts=settings.max_attempts,
         )
         for job in due:

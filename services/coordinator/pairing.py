@@ -35,9 +35,7 @@ def _candidates(session: Session, iteration_id: uuid.UUID) -> Iterator[tuple[int
         Judgment.completion_id == Completion.id, Judgment.job_id == job_id(iteration_id, "judge")
     )
     rows = session.execute(
-        select(
-            Completion.prompt_id, Completion.id, Completion.response_tokens, Judgment.score
-        )
+        select(Completion.prompt_id, Completion.id, Completion.response_tokens, Judgment.score)
         .outerjoin(Judgment, judged)
         .where(Completion.job_id == job_id(iteration_id, "generate"))
         .order_by(Completion.prompt_index, Completion.sample_index)

@@ -110,12 +110,15 @@ def _first_error(state: State) -> Error | None:
     named += [("validate", job) for jobs in state.evaluations.values() for job in jobs]
     for stage, job in named:
         if job.status is Status.failed:
-            return {"code": "job_failed", "message": "no error recorded"} | (job.error or {}) | {
-                "stage": stage
-            }
+            return (
+                {"code": "job_failed", "message": "no error recorded"}
+                | (job.error or {})
+                | {"stage": stage}
+            )
         if job.status is Status.cancelled:
             return {
-                "code": "job_cancelled", "stage": stage,
+                "code": "job_cancelled",
+                "stage": stage,
                 "message": f"its {stage} job was cancelled; POST …/resume takes it up again",
             }
     return None

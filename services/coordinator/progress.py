@@ -38,7 +38,10 @@ def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
     ).one()
     seconds = _busy_seconds(jobs)
     return IterationProgress(
-        stage=iteration.stage, done=done, total=total, unit="shards",
+        stage=iteration.stage,
+        done=done,
+        total=total,
+        unit="shards",
         tokens_per_second=round(tokens / seconds, 1) if tokens and seconds else None,
         eta_seconds=_eta(done, total, seconds),
     )
@@ -73,8 +76,12 @@ def _training(session: Session, iteration: Iteration) -> IterationProgress:
     started = shard.get("started_at")
     seconds = datetime.now(UTC).timestamp() - started if started else 0.0
     return IterationProgress(
-        stage="train", done=done, total=total, unit="steps",
-        tokens_per_second=shard.get("tokens_per_second"), eta_seconds=_eta(done, total, seconds),
+        stage="train",
+        done=done,
+        total=total,
+        unit="steps",
+        tokens_per_second=shard.get("tokens_per_second"),
+        eta_seconds=_eta(done, total, seconds),
     )
 
 

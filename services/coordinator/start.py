@@ -24,8 +24,12 @@ def start_run(session: Session, request: IterationRequest) -> list[Iteration]:
     config |= {"dataset": dataset.name, "base_model": str(seed_model.id)}
     iterations = [
         Iteration(
-            id=uuid.uuid4(), run_id=run_id, number=number + 1, config=config,
-            dataset_id=dataset.id, seed_model_id=seed_model.id,
+            id=uuid.uuid4(),
+            run_id=run_id,
+            number=number + 1,
+            config=config,
+            dataset_id=dataset.id,
+            seed_model_id=seed_model.id,
         )
         for number in range(request.count)
     ]
@@ -47,21 +51,24 @@ def _dataset(session: Session, request: IterationRequest, run_id: uuid.UUID) -> 
     if found is None:
         raise NotFound(
             f"dataset: no dataset {request.dataset!r}; upload it with POST /datasets",
-            param="dataset", code="dataset_not_found",
+            param="dataset",
+            code="dataset_not_found",
         )
     return found
 
 
 def _draw(
     session: Session, request: IterationRequest, dataset: Dataset, seed_model: Model
-) -> tuple[list[Sequence[int]], Sequence[int]]:
+) -> tuple[list[list[int]], list[int]]:
     """Fresh training prompts for each iteration, and the validation prompts they share.
 
     Drawn by the sampling seed; prompts that made the base model are not taken again.
     """
     validation = _ids(session, request, dataset, Split.validation)
     if not validation:
-        raise InvalidRequest(f"dataset: {dataset.name!r} has no validation prompts", param="dataset")
+        raise InvalidRequest(
+            f"dataset: {dataset.name!r} has no validation prompts", param="dataset"
+        )
     used = _used_by(session, seed_model)
     fresh = [p for p in _ids(session, request, dataset, Split.train) if p not in used]
     size = request.prompts_per_iteration or len(fresh) // request.count
@@ -76,9 +83,7 @@ def _draw(
     return chunks, validation[: request.validation.prompts]
 
 
-def _ids(
-    session: Session, request: IterationRequest, dataset: Dataset, split: Split
-) -> list[int]:
+def _ids(session: Session, request: IterationRequest, dataset: Dataset, split: Split) -> list[int]:
     query = select(Prompt.id).where(Prompt.dataset_id == dataset.id, Prompt.split == split)
     _refuse_unjudgeable(session, request, dataset, split)
     ids = list(session.scalars(query.order_by(Prompt.position)))
@@ -94,7 +99,8 @@ def _refuse_unjudgeable(
         return
     position = session.scalar(
         select(func.min(Prompt.position)).where(
-            Prompt.dataset_id == dataset.id, Prompt.split == split,
+            Prompt.dataset_id == dataset.id,
+            Prompt.split == split,
             func.jsonb_array_length(Prompt.checks) == 0,
         )
     )

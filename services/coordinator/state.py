@@ -31,9 +31,7 @@ def read_state(session: Session, iteration: Iteration) -> State:
     wanted = [*ids, *(j for e in evaluations for j in (e.generate_job_id, e.judge_job_id))]
     views = {
         row.id: JobView(row.status, row.error)
-        for row in session.execute(
-            select(Job.id, Job.status, Job.error).where(Job.id.in_(wanted))
-        )
+        for row in session.execute(select(Job.id, Job.status, Job.error).where(Job.id.in_(wanted)))
     }
     return State(
         jobs={step: views[id_] for id_, step in ids.items() if id_ in views},

@@ -59,8 +59,13 @@ def _submit(
     model = resolve(session, request.model, param="model")
     params = request.model_dump(mode="json", exclude={"prompts"}) | {"model": str(model.id)}
     job, is_new = jobs.submit(
-        session, JobKind.generate, params, _shards(session, request),
-        job_id=job_id, iteration_id=request.iteration_id, step=step,
+        session,
+        JobKind.generate,
+        params,
+        _shards(session, request),
+        job_id=job_id,
+        iteration_id=request.iteration_id,
+        step=step,
     )
     if is_new:
         send_after_commit(session, job.kind, job.id)
@@ -102,10 +107,15 @@ def list_completions(
 
     def read(row: Completion) -> CompletionRead:
         return CompletionRead(
-            id=row.id, prompt_index=row.prompt_index, sample_index=row.sample_index,
-            response=row.response, output=row.output if thoughts else None,
-            thought_tokens=row.thought_tokens, response_tokens=row.response_tokens,
-            truncated=row.truncated, forced=row.forced,
+            id=row.id,
+            prompt_index=row.prompt_index,
+            sample_index=row.sample_index,
+            response=row.response,
+            output=row.output if thoughts else None,
+            thought_tokens=row.thought_tokens,
+            response_tokens=row.response_tokens,
+            truncated=row.truncated,
+            forced=row.forced,
         )
 
     query = select(Completion).where(Completion.job_id == job.id)

@@ -60,8 +60,13 @@ def _submit(
 ) -> JobRead:
     params = request.model_dump(mode="json", exclude={"items"})
     job, is_new = jobs.submit(
-        session, JobKind.judge, params, _shards(session, request),
-        job_id=job_id, iteration_id=iteration_id, step=step,
+        session,
+        JobKind.judge,
+        params,
+        _shards(session, request),
+        job_id=job_id,
+        iteration_id=iteration_id,
+        step=step,
     )
     if is_new:
         send_after_commit(session, job.kind, job.id)
@@ -92,7 +97,11 @@ def list_judgments(
     job = find_job(session, job_id, (JobKind.judge,))
     query = select(Judgment).where(Judgment.job_id == job.id)
     return page_by_number(
-        session, query, Judgment, after, limit,
+        session,
+        query,
+        Judgment,
+        after,
+        limit,
         lambda row: JudgmentRead.model_validate(row, from_attributes=True),
     )
 

@@ -40,8 +40,13 @@ def _submit(
     params = request.model_dump(mode="json", exclude={"pairs"}) | {"model": str(model.id)}
     pairs = [pair.model_dump() for pair in request.pairs]
     job, is_new = jobs.submit(
-        session, JobKind.train, params, [NewShard({"pairs": pairs} if pairs else {})],
-        job_id=job_id, iteration_id=request.iteration_id, step=step,
+        session,
+        JobKind.train,
+        params,
+        [NewShard({"pairs": pairs} if pairs else {})],
+        job_id=job_id,
+        iteration_id=request.iteration_id,
+        step=step,
     )
     if is_new:
         send_after_commit(session, job.kind, job.id)

@@ -58,14 +58,23 @@ def read_model(session: Session, model: Model) -> ModelRead:
         "ready" if model.path is not None else "failed" if failed else "registering"
     )
     return ModelRead(
-        id=model.id, object="model", ref=ref(model), name=model.name, version=model.version,
-        status=status, error=job.error if job else None, source=model.source,
-        weights_sha256=model.weights_sha256, parent_id=model.parent_id, job_id=model.job_id,
+        id=model.id,
+        object="model",
+        ref=ref(model),
+        name=model.name,
+        version=model.version,
+        status=status,
+        error=job.error if job else None,
+        source=model.source,
+        weights_sha256=model.weights_sha256,
+        parent_id=model.parent_id,
+        job_id=model.job_id,
         epoch=model.epoch,
         thought_format=(
             ThoughtFormat.model_validate(model.thought_format) if model.thought_format else None
         ),
-        lineage=model.lineage, created_at=unix(model.created_at) or 0,
+        lineage=model.lineage,
+        created_at=unix(model.created_at) or 0,
         promoted_at=unix(model.promoted_at),
     )
 
@@ -77,8 +86,12 @@ def register(request: ModelRegistration, session: SessionDep) -> ModelRead:
     params = {"source": request.source, "model_id": str(model_id)}
     job, _ = jobs.submit(session, JobKind.register, params, [NewShard({})], job_id=job_id)
     model = Model(
-        id=model_id, name=request.name, version=_next_version(session, request.name),
-        source=request.source, job_id=job.id, lineage={},
+        id=model_id,
+        name=request.name,
+        version=_next_version(session, request.name),
+        source=request.source,
+        job_id=job.id,
+        lineage={},
     )
     session.add(model)
     session.flush()

@@ -53,28 +53,36 @@ def state(**given: Any) -> State:
         ),
         (
             {
-                "jobs": SAMPLED | {"train": DONE}, "evaluations": SCORED, "pairing": KEPT,
+                "jobs": SAMPLED | {"train": DONE},
+                "evaluations": SCORED,
+                "pairing": KEPT,
                 "candidates": [FIRST, SECOND],
             },
             Evaluate(FIRST),
         ),
         (
             {
-                "jobs": SAMPLED | {"train": DONE}, "pairing": KEPT, "candidates": [FIRST, SECOND],
+                "jobs": SAMPLED | {"train": DONE},
+                "pairing": KEPT,
+                "candidates": [FIRST, SECOND],
                 "evaluations": SCORED | {FIRST: [RUNNING, RUNNING]},
             },
             Evaluate(SECOND),
         ),
         (
             {
-                "jobs": SAMPLED | {"train": DONE}, "pairing": KEPT, "candidates": [FIRST],
+                "jobs": SAMPLED | {"train": DONE},
+                "pairing": KEPT,
+                "candidates": [FIRST],
                 "evaluations": SCORED | {FIRST: [DONE, RUNNING]},
             },
             Wait("validate"),
         ),
         (
             {
-                "jobs": SAMPLED | {"train": DONE}, "pairing": KEPT, "candidates": [FIRST],
+                "jobs": SAMPLED | {"train": DONE},
+                "pairing": KEPT,
+                "candidates": [FIRST],
                 "evaluations": SCORED | {FIRST: [DONE, DONE]},
             },
             Choose(),

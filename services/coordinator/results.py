@@ -1,0 +1,105 @@
+"""What an iteration produced: its completions with scores, and its pairs."""
+
+import uuid
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from sqlalchemy import select
+
+from services.coordinator.iterations import find
+from services.coordinator.state import job_id
+from shared.db import SessionDep
+from shared.job_routes import Limit
+from shared.models import Completion, Judgment, Pair, Prompt
+from shared.paging import Page, page_by_number
+from shared.thought_access import MayReadThoughts
+
+router = APIRouter(tags=["iterations"])
+
+
+class PairRead(BaseModel):
+    """A preference pair; whole outputs only with the key that may read thoughts."""
+
+    id: int
+    prompt: str
+    chosen: str | None
+    rejected: str | None
+    chosen_output: str | None
+    rejected_output: str | None
+    chosen_score: float
+    rejected_score: float | None
+    margin: float | None
+
+
+@router.get("/iterations/{iteration_id}/pairs")
+def list_pairs(
+    iteration_id: uuid.UUID,
+    session: SessionDep,
+    thoughts: MayReadThoughts,
+    after: int | None = None,
+    limit: Limit = 100,
+) -> Page[PairRead]:
+    find(session, iteration_id)
+
+    def read_pair(row: Pair) -> PairRead:
+        chosen = session.get_one(Completion, row.chosen_id)
+        rejected = session.get_one(Completion, row.rejected_id)
+        return PairRead(
+            id=row.id,
+            prompt=session.get_one(Prompt, row.prompt_id).text,
+            chosen=chosen.response,
+            rejected=rejected.response,
+            chosen_output=chosen.output if thoughts else None,
+            rejected_output=rejected.output if thoughts else None,
+            chosen_score=row.chosen_score,
+            rejected_score=row.rejected_score,
+            margin=row.margin,
+        )
+
+    query = select(Pair).where(Pair.iteration_id == iteration_id)
+    return page_by_number(session, query, Pair, after, limit, read_pair)
+
+
+class CandidateRead(BaseModel):
+    """A sampled output with its score; the output itself only with the key that may read it."""
+
+    id: int
+    prompt: str
+    sample_index: int
+    response: str | None
+    output: str | None
+    score: float | None
+    thought_tokens: int
+    response_tokens: int
+
+
+@router.get("/iterations/{iteration_id}/completions")
+def list_completions(
+    iteration_id: uuid.UUID,
+    session: SessionDep,
+    thoughts: MayReadThoughts,
+    after: int | None = None,
+    limit: Limit = 100,
+) -> Page[CandidateRead]:
+    find(session, iteration_id)
+    judge_id = job_id(iteration_id, "judge")
+
+    def read_candidate(row: Completion) -> CandidateRead:
+        score = session.scalar(
+            select(Judgment.score).where(
+                Judgment.job_id == judge_id, Judgment.completion_id == row.id
+            )
+        )
+        return CandidateRead(
+            id=row.id,
+            prompt=session.get_one(Prompt, row.prompt_id).text,
+            sample_index=row.sample_index,
+            response=row.response,
+            output=row.output if thoughts else None,
+            score=score,
+            thought_tokens=row.thought_tokens,
+            response_tokens=row.response_tokens,
+        )
+
+    query = select(Completion).where(Completion.job_id == job_id(iteration_id, "generate"))
+    return page_by_number(session, query, Completion, after, limit, read_candidate)

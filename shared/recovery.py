@@ -1,0 +1,80 @@
+"""Bringing lost work back: sweep what died, release what a dead process held, resume by hand."""
+
+import uuid
+from datetime import datetime, timedelta
+from typing import cast
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
+
+from shared.db import notify
+from shared.jobs import UNFINISHED, Claim, claimable, fail, fail_job, get
+from shared.models import Job, Json, Shard, Status
+
+
+def resume(session: Session, job_id: uuid.UUID) -> Job:
+    """Reopen a job that failed or was cancelled; shards that succeeded stay as they are."""
+    job = get(session, job_id, lock=True)
+    if job.status in (Status.failed, Status.cancelled):
+        job.status, job.error, job.finished_at, job.sent_at = Status.queued, None, None, None
+        session.execute(
+            update(Shard)
+            .where(Shard.job_id == job_id, Shard.status != Status.succeeded)
+            .values(status=Status.queued, attempt=0, not_before=None, finished_at=None)
+        )
+        notify(session, f"job {job_id}")
+        session.flush()
+    return job
+
+
+def release(
+    session: Session, job_id: uuid.UUID, worker: str, error: Json, *, max_attempts: int
+) -> int:
+    """Give back what a worker that has exited still held; returns how many shards that were."""
+    held = session.scalars(
+        select(Shard).where(
+            Shard.job_id == job_id, Shard.worker == worker, Shard.status == Status.running
+        )
+    ).all()
+    for shard in held:
+        assert shard.token is not None
+        claim = Claim(shard.id, job_id, shard.index, shard.payload, shard.attempt, shard.token)
+        fail(session, claim, error, max_attempts=max_attempts)
+    return len(held)
+
+
+def sweep(session: Session, *, resend_after_seconds: float, max_attempts: int) -> list[Job]:
+    """Quarantine shards that died on their last attempt; return the jobs to send again.
+
+    A job is due when it has a shard to take and no message was sent for it lately: whatever
+    Redis lost, delivered twice or delivers late changes nothing.
+    """
+    expired = select(Shard).where(
+        Shard.status == Status.running,
+        Shard.lease_until < func.clock_timestamp(),
+        Shard.attempt >= max_attempts,
+    )
+    for shard in session.scalars(expired.with_for_update(skip_locked=True)):
+        error = shard.error or {
+            "code": "worker_lost",
+            "message": f"shard {shard.index} lost its worker {shard.worker} "
+            f"{shard.attempt} times without an error of its own",
+        }
+        shard.status, shard.error, shard.token = Status.failed, error, None
+        fail_job(session, shard.job_id, error)
+    stale = func.clock_timestamp() - timedelta(seconds=resend_after_seconds)
+    due = (
+        select(Job)
+        .where(
+            Job.status.in_(UNFINISHED),
+            or_(Job.sent_at.is_(None), Job.sent_at < stale),
+            select(Shard.id)
+            .where(Shard.job_id == Job.id, claimable(), Shard.attempt < max_attempts)
+            .exists(),
+        )
+        .with_for_update(skip_locked=True, of=Job)
+    )
+    jobs = list(session.scalars(due))
+    for job in jobs:
+        job.sent_at = cast(datetime, func.clock_timestamp())
+    return jobs

@@ -1,0 +1,66 @@
+"""The whole platform on this machine, as `forethought up` runs it."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from services.cli.datadir import DataDir
+from services.cli.ports import listen, port_of
+from tests.waiting import PATIENCE_SECONDS, until
+
+pytestmark = pytest.mark.slow
+UP = [sys.executable, "-m", "services.cli", "up"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataDir:
+    return DataDir(tmp_path / "a folder")
+
+
+@pytest.fixture
+def platform(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> Iterator[psutil.Process]:
+    for variable in ("FORETHOUGHT_DATABASE_URL", "FORETHOUGHT_REDIS_URL"):
+        monkeypatch.delenv(variable)
+    process = subprocess.Popen([*UP, "--data-dir", str(data.root)])
+    until(lambda: data.running_url() or process.poll() is not None, "the platform is ready")
+    yield psutil.Process(process.pid)
+    process.kill()
+    process.wait()
+
+
+def test_it_starts_once_serves_and_stops_without_a_trace(
+    platform: psutil.Process, data: DataDir
+) -> None:
+    url = data.running_url()
+    assert url is not None
+    assert httpx2.get(f"{url}/readyz").json()["broker"] == "ok"
+
+    again = subprocess.run([*UP, "--data-dir", str(data.root)], capture_output=True, text=True)
+    assert again.returncode == 1
+    assert f"listens on {url}" in again.stderr
+
+    family = platform.children(recursive=True)
+    assert len(family) > 9
+    platform.send_signal(signal.SIGINT)
+    assert platform.wait(timeout=PATIENCE_SECONDS) == 0
+    assert psutil.wait_procs(family, timeout=0)[1] == []
+    assert data.running_url() is None
+
+
+def test_a_taken_port_that_was_asked_for_is_an_error(data: DataDir) -> None:
+    taken = listen()
+    try:
+        port = port_of(taken)
+        done = subprocess.run(
+            [*UP, "--data-dir", str(data.root), "--port", str(port)], capture_output=True, text=True
+        )
+    finally:
+        taken.close()
+    assert done.returncode == 1
+    assert f"port {port} on 127.0.0.1 cannot be used" in done.stderr

@@ -1,0 +1,130 @@
+"""The real Postgres and Valkey for tests, one of each a session, started when first asked for.
+
+`session`         a session whose work is rolled back after the test
+`clean_database`  for tests of code that commits: all tables are emptied after the test
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+
+from services.cli.postgres import Postgres
+from services.cli.processes import spawn, tail
+from services.cli.supervisor import Service
+from services.cli.valkey import Valkey
+from shared import db, migrate
+from shared.models import Base
+from shared.settings import get_settings
+
+RUN_DIR = pytest.StashKey[Path]()
+START_SECONDS = 60.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Point every setting at servers of our own before any module reads one.
+
+    A developer's own settings must neither reach the tests nor be reached by them.
+    """
+    for name in [name for name in os.environ if name.startswith("FORETHOUGHT_")]:
+        del os.environ[name]
+    run_dir = Path(tempfile.mkdtemp(prefix="forethought-test-", dir="/tmp"))
+    config.stash[RUN_DIR] = run_dir
+    os.environ["FORETHOUGHT_DATABASE_URL"] = Postgres(run_dir / "pg", run_dir).url
+    os.environ["FORETHOUGHT_REDIS_URL"] = Valkey(run_dir).url
+    os.environ["FORETHOUGHT_MODEL_STORE"] = str(run_dir / "models")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    get_settings.cache_clear()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[RUN_DIR], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(pytestconfig: pytest.Config) -> Iterator[str]:
+    """A database at the newest schema; also what `shared.db` connects to."""
+    run_dir = pytestconfig.stash[RUN_DIR]
+    postgres = Postgres(run_dir / "pg", run_dir)
+    with _running(postgres.service(), run_dir, "-c", "fsync=off"):
+        migrate.upgrade(postgres.url)
+        yield postgres.url
+        db.get_engine().dispose()
+
+
+@pytest.fixture(scope="session")
+def redis_url(pytestconfig: pytest.Config) -> Iterator[str]:
+    """A broker; also what `shared.broker` connects to."""
+    run_dir = pytestconfig.stash[RUN_DIR]
+    valkey = Valkey(run_dir)
+    with _running(valkey.service(), run_dir):
+        yield valkey.url
+
+
+@pytest.fixture(scope="session")
+def engine(postgres_url: str) -> Engine:
+    return db.get_engine()
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """Rolled back after the test, commits of the tested code included."""
+    with engine.connect() as connection, connection.begin() as outer:
+        with Session(
+            connection, join_transaction_mode="create_savepoint", expire_on_commit=False
+        ) as session:
+            yield session
+        outer.rollback()
+
+
+@pytest.fixture
+def clean_database(engine: Engine) -> Iterator[Engine]:
+    """For tests with several connections, which see only what is committed."""
+    yield engine
+    tables = ", ".join(f'"{table.name}"' for table in Base.metadata.sorted_tables)
+    with engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
+
+
+class _running:
+    """A data server for as long as the block lasts."""
+
+    def __init__(self, service: Service, folder: Path, *options: str) -> None:
+        self._service = service
+        self._log = folder / f"{service.name}.log"
+        self._process: subprocess.Popen[bytes] = spawn(
+            [*service.command, *options],
+            self._log,
+            env=service.env,
+            death_signal=service.stop_signal,
+            uid=service.uid,
+        )
+
+    def __enter__(self) -> None:
+        ready = self._service.ready
+        assert ready is not None
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return ready()
+            except Exception:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.__exit__()
+                    raise RuntimeError(tail(self._log)) from None
+                time.sleep(0.05)
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(self._service.stop_signal)
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()

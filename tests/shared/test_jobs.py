@@ -1,0 +1,231 @@
+"""A job's life on the real database: who may commit, who is sent again, what ends a job."""
+
+import threading
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine, select, update
+from sqlalchemy.orm import Session
+
+from shared import jobs, recovery
+from shared.db import transaction
+from shared.errors import Conflict, NotFound
+from shared.jobs import Claim, LeaseLost, NewShard
+from shared.models import Job, JobKind, Shard, Status
+
+ERROR = {"code": "boom", "message": "it broke"}
+
+
+def submit(session: Session, shards: int = 2, job_id: uuid.UUID | None = None) -> Job:
+    job, _ = jobs.submit(
+        session,
+        JobKind.generate,
+        {"n": 1},
+        [NewShard({"start": i}) for i in range(shards)],
+        job_id=job_id or uuid.uuid4(),
+    )
+    return job
+
+
+def claim(session: Session, job: Job, worker: str = "w", lease: float = 30) -> Claim | None:
+    return jobs.claim(session, job.id, worker=worker, lease_seconds=lease, max_attempts=3)
+
+
+def must_claim(session: Session, job: Job, worker: str = "w", lease: float = 30) -> Claim:
+    taken = claim(session, job, worker, lease)
+    assert taken is not None, "nothing to claim"
+    return taken
+
+
+def due(session: Session) -> list[uuid.UUID]:
+    return [j.id for j in recovery.sweep(session, resend_after_seconds=15, max_attempts=3)]
+
+
+def skip_delay(session: Session, job: Job) -> None:
+    session.execute(update(Shard).where(Shard.job_id == job.id).values(not_before=None))
+
+
+def test_submitting_again_finds_the_job_and_another_body_is_a_conflict(session: Session) -> None:
+    job = submit(session)
+    again, is_new = jobs.submit(session, JobKind.generate, {"n": 1}, [], job_id=job.id)
+    assert (again.id, is_new) == (job.id, False)
+    with pytest.raises(Conflict):
+        jobs.submit(session, JobKind.generate, {"n": 2}, [], job_id=job.id)
+    with pytest.raises(Conflict):
+        jobs.submit(session, JobKind.judge, {"n": 1}, [], job_id=job.id)
+
+
+def test_the_last_shard_ends_the_job_and_results_add_up(session: Session) -> None:
+    job = submit(session)
+    first, second = must_claim(session, job), must_claim(session, job)
+    assert claim(session, job) is None
+    jobs.finish(session, second, {"tokens": 3, "versions": {"vllm": "1"}})
+    assert jobs.get(session, job.id).status is Status.running
+    jobs.finish(session, first, {"tokens": 4, "versions": {"vllm": "1"}})
+    ended = jobs.get(session, job.id)
+    assert ended.status is Status.succeeded
+    assert ended.result == {"tokens": 7, "versions": {"vllm": "1"}}
+
+
+def test_a_worker_whose_lease_ended_cannot_commit_over_its_successor(session: Session) -> None:
+    job = submit(session, shards=1)
+    late = must_claim(session, job, "late", lease=-1)
+    successor = must_claim(session, job, "successor")
+    assert successor.attempt == 2
+    for commit in (
+        lambda: jobs.finish(session, late, {}),
+        lambda: jobs.renew(session, late, lease_seconds=30),
+        lambda: jobs.fail(session, late, ERROR, max_attempts=3),
+    ):
+        with pytest.raises(LeaseLost):
+            commit()
+    jobs.finish(session, successor, {})
+    assert jobs.get(session, job.id).status is Status.succeeded
+
+
+def test_three_failures_quarantine_the_shard_with_its_error(session: Session) -> None:
+    job = submit(session)
+    for attempt in (1, 2, 3):
+        taken = must_claim(session, job)
+        assert (taken.index, taken.attempt) == (0, attempt)
+        jobs.fail(session, taken, ERROR, max_attempts=3)
+        skip_delay(session, job)
+    ended = jobs.get(session, job.id)
+    assert (ended.status, ended.error) == (Status.failed, ERROR)
+    statuses = session.scalars(
+        select(Shard.status).where(Shard.job_id == job.id).order_by(Shard.index)
+    ).all()
+    assert statuses == [Status.failed, Status.cancelled]
+
+
+def test_a_retry_waits_and_an_error_that_cannot_be_retried_ends_at_once(session: Session) -> None:
+    job = submit(session, shards=1)
+    jobs.fail(session, must_claim(session, job), ERROR, max_attempts=3)
+    assert claim(session, job) is None, "taken again before its delay was over"
+    other = submit(session, shards=1)
+    jobs.fail(session, must_claim(session, other), ERROR, max_attempts=3, retry=False)
+    assert jobs.get(session, other.id).status is Status.failed
+
+
+def test_a_shard_follows_the_one_it_depends_on(session: Session) -> None:
+    upstream = submit(session, shards=2)
+    ids = session.scalars(
+        select(Shard.id).where(Shard.job_id == upstream.id).order_by(Shard.index)
+    ).all()
+    follower, _ = jobs.submit(
+        session,
+        JobKind.judge,
+        {},
+        [NewShard({}, after_shard_id=i) for i in ids],
+        job_id=uuid.uuid4(),
+    )
+    assert claim(session, follower) is None
+    assert follower.id not in due(session)
+    jobs.finish(session, must_claim(session, upstream), {})
+    assert must_claim(session, follower).index == 0
+    assert claim(session, follower) is None
+
+
+def test_cancelling_takes_leases_away_and_repeats(session: Session) -> None:
+    job = submit(session)
+    taken = must_claim(session, job)
+    assert jobs.cancel(session, job.id).status is Status.cancelled
+    assert jobs.cancel(session, job.id).status is Status.cancelled
+    with pytest.raises(LeaseLost):
+        jobs.finish(session, taken, {})
+    assert claim(session, job) is None
+
+
+def test_the_sweeper_sends_what_nobody_works_on(session: Session) -> None:
+    job = submit(session, shards=1)
+    assert job.id in due(session)
+    assert job.id not in due(session), "sent twice within the delay"
+    long_ago = datetime.now(UTC) - timedelta(minutes=5)
+    session.execute(update(Job).where(Job.id == job.id).values(sent_at=long_ago))
+    must_claim(session, job)
+    assert job.id not in due(session), "sent although its only shard is leased"
+
+
+def test_the_sweeper_quarantines_a_shard_that_killed_three_workers(session: Session) -> None:
+    job = submit(session, shards=1)
+    for _ in range(3):
+        must_claim(session, job, lease=-1)
+    assert claim(session, job) is None
+    due(session)
+    ended = jobs.get(session, job.id)
+    assert ended.status is Status.failed
+    assert ended.error is not None
+    assert ended.error["code"] == "worker_lost"
+
+
+def test_a_dead_workers_shards_are_given_back_at_once(session: Session) -> None:
+    job = submit(session)
+    must_claim(session, job, "dead")
+    other = must_claim(session, job, "alive")
+    assert recovery.release(session, job.id, "dead", ERROR, max_attempts=3) == 1
+    skip_delay(session, job)
+    assert must_claim(session, job).index == 0
+    jobs.finish(session, other, {})
+
+
+def test_resuming_keeps_what_was_done(session: Session) -> None:
+    job = submit(session)
+    jobs.finish(session, must_claim(session, job), {"tokens": 1})
+    jobs.cancel(session, job.id)
+    recovery.resume(session, job.id)
+    jobs.finish(session, must_claim(session, job), {"tokens": 2})
+    ended = jobs.get(session, job.id)
+    assert (ended.status, ended.result) == (Status.succeeded, {"tokens": 3})
+
+
+def test_an_unknown_job_is_not_found(session: Session) -> None:
+    with pytest.raises(NotFound):
+        jobs.get(session, uuid.uuid4())
+
+
+def in_threads(count: int, work: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_many_workers_at_once_take_each_shard_once(clean_database: Engine) -> None:
+    with transaction() as session:
+        job = submit(session, shards=40)
+    done: list[int] = []
+
+    def work() -> None:
+        while True:
+            with transaction() as session:
+                taken = claim(session, job)
+            if taken is None:
+                return
+            with transaction() as session:
+                jobs.finish(session, taken, {"n": 1})
+            done.append(taken.index)
+
+    in_threads(8, work)
+    assert sorted(done) == list(range(40))
+    with transaction() as session:
+        ended = jobs.get(session, job.id)
+        assert (ended.status, ended.result) == (Status.succeeded, {"n": 40})
+
+
+def test_submitting_at_once_makes_one_job(clean_database: Engine) -> None:
+    job_id, news = uuid.uuid4(), []
+
+    def work() -> None:
+        with transaction() as session:
+            _, is_new = jobs.submit(
+                session, JobKind.generate, {}, [NewShard({})] * 3, job_id=job_id
+            )
+        news.append(is_new)
+
+    in_threads(8, work)
+    assert sorted(news) == [False] * 7 + [True]
+    with transaction() as session:
+        assert len(session.scalars(select(Shard).where(Shard.job_id == job_id)).all()) == 3

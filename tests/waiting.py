@@ -1,0 +1,14 @@
+"""Waiting for what other processes do."""
+
+import time
+from collections.abc import Callable
+
+PATIENCE_SECONDS = 30.0
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Return once the condition holds; fails, naming `what`, when it never does."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(0.02)

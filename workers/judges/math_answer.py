@@ -1,0 +1,63 @@
+"""Whether a text states a mathematical answer, decided by math-verify in a process of its own.
+
+math-verify runs sympy on whatever a model writes, and `9**9**9` keeps sympy busy for ever inside
+one C call that no Python timeout ends. So a child does it, and is killed when it takes too long.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+
+LONGEST_TEXT = 2000
+"""Characters from the end of a text that are looked at; the final answer is there."""
+
+
+class MathAnswers:
+    """Starts its child at the first question and again after one that killed it. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[str] | None = None
+
+    def states(self, text: str, answer: str) -> bool:
+        """Whether the last answer that `text` states equals `answer`; False if undecidable."""
+        question = json.dumps({"text": text[-LONGEST_TEXT:], "answer": answer})
+        with self._lock:
+            return self._ask(question)
+
+    def _ask(self, question: str) -> bool:
+        if self._child is None:
+            self._child = self._start()
+        assert self._child.stdin
+        assert self._child.stdout
+        try:
+            print(question, file=self._child.stdin, flush=True)
+            reply = self._child.stdout.readline()
+        except BrokenPipeError:
+            reply = ""
+        if not reply:
+            _stop(self._child)
+            self._child = None
+            return False
+        return bool(json.loads(reply))
+
+    def _start(self) -> "subprocess.Popen[str]":
+        script = Path(__file__).with_name("math_child.py")
+        child = subprocess.Popen(
+            # -P: this folder's modules must not hide those of other packages.
+            [sys.executable, "-P", str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        weakref.finalize(self, _stop, child)
+        return child
+
+
+def _stop(child: "subprocess.Popen[str]") -> None:
+    child.kill()
+    child.communicate()

@@ -1,0 +1,159 @@
+"""Stage: pairs -> checkpoints. The edge between the database and `workers.train`.
+
+`python -m workers.train_job --job ID`. Writes the pairs to a file, runs the training in a process
+of its own (in this one's group), passes its progress on, and registers the checkpoints.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session, aliased
+
+from shared import jobs
+from shared.db import transaction
+from shared.formats import ThoughtFormat
+from shared.jobs import Claim, LeaseLost
+from shared.models import Completion, Iteration, Json, Model, Pair, Prompt
+from shared.settings import get_settings
+from workers.leases import Leases, StageError, leases
+from workers.metrics_file import MetricsFile
+from workers.stage import arguments, start
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
+CHUNK = 500
+
+
+def main(job_id: uuid.UUID, worker: str) -> None:
+    with leases(job_id, worker) as held:
+        claim = held.claim(on_lost=_leave)
+        if claim is not None:
+            try:
+                _train(held, claim)
+            except StageError as error:
+                held.fail(claim, error)
+            except LeaseLost:
+                log.warning("the training's lease was lost; its result is dropped")
+
+
+def _leave() -> None:
+    # Another worker has the training now; the runtime ends this group when it sees us gone.
+    log.warning("lease lost, leaving")
+    os._exit(75)
+
+
+def _train(held: Leases, claim: Claim) -> None:
+    with transaction() as session:
+        params = jobs.get(session, claim.job_id).params
+        base = session.get_one(Model, uuid.UUID(params["model"]))
+    assert base.path is not None
+    out = get_settings().model_store / "checkpoints" / str(claim.job_id)
+    out.mkdir(parents=True, exist_ok=True)
+    pairs = out / "pairs.jsonl"
+    _write_pairs(claim, params, pairs)
+    config = {
+        "model_path": base.path,
+        "pairs_path": str(pairs),
+        "out_dir": str(out),
+        "settings": params["training"],
+    }
+    (out / "config.json").write_text(json.dumps(config, indent=2))
+    _run(held, claim, out)
+    result = json.loads((out / "result.json").read_text())
+    held.finish(claim, result, lambda session: _register(session, claim, base, params, result))
+
+
+def _write_pairs(claim: Claim, params: Json, path: Path) -> None:
+    """JSONL, a pair a line: prompt (as the model saw it), chosen, rejected: whole outputs."""
+    with path.open("w") as file, transaction() as session:
+        rows = claim.payload.get("pairs") or _iteration_pairs(session, params["iteration_id"])
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+def _iteration_pairs(session: Session, iteration_id: str) -> Iterator[dict[str, Any]]:
+    iteration = session.get_one(Iteration, uuid.UUID(iteration_id))
+    format_ = ThoughtFormat.model_validate(iteration.config["thought_format"])
+    chosen, rejected = aliased(Completion), aliased(Completion)
+    rows = session.execute(
+        select(Prompt.text, chosen.output, rejected.output, chosen.truncated, rejected.truncated)
+        .select_from(Pair)
+        .join(Prompt, Prompt.id == Pair.prompt_id)
+        .join(chosen, chosen.id == Pair.chosen_id)
+        .join(rejected, rejected.id == Pair.rejected_id)
+        .where(Pair.iteration_id == iteration.id)
+        .order_by(Pair.id)
+        .execution_options(yield_per=CHUNK)
+    )
+    for text, good, bad, good_truncated, bad_truncated in rows:
+        yield {
+            "prompt": format_.prompt(text),
+            "chosen": good,
+            "rejected": bad,
+            "chosen_truncated": good_truncated,
+            "rejected_truncated": bad_truncated,
+        }
+
+
+def _run(held: Leases, claim: Claim, out: Path) -> None:
+    """Run the training; its output goes to a log file beside the checkpoints."""
+    error_file = out / "error.json"
+    error_file.unlink(missing_ok=True)
+    metrics = MetricsFile(out / "metrics.jsonl")
+    with (out / "train.log").open("ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "workers.train", "--config", str(out / "config.json")],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        started = time.time()
+        while child.poll() is None:
+            if (latest := metrics.latest()) is not None:
+                held.report(claim, latest | {"started_at": started})
+            time.sleep(POLL_SECONDS)
+    if child.returncode == 0:
+        return
+    if error_file.exists():
+        error = json.loads(error_file.read_text())
+        raise StageError(error["message"], code="training_refused", param=error.get("param"))
+    tail = (out / "train.log").read_text(errors="replace").splitlines()[-15:]
+    raise StageError(
+        f"the training ended with {child.returncode}; its last lines:\n" + "\n".join(tail),
+        code="training_failed",
+        retry=True,
+    )
+
+
+def _register(
+    session: Session, claim: Claim, base: Model, params: Json, result: dict[str, Any]
+) -> None:
+    """A row for each checkpoint. Ids derive from job and epoch, so a repeat finds the same."""
+    rows = [
+        {
+            "id": uuid.uuid5(claim.job_id, f"epoch-{checkpoint['epoch']}"),
+            "source": f"train:{claim.job_id}",
+            "path": str(Path(checkpoint["path"]).resolve()),
+            "weights_sha256": checkpoint["weights_sha256"],
+            "parent_id": base.id,
+            "job_id": claim.job_id,
+            "epoch": checkpoint["epoch"],
+            "lineage": {"training": params["training"], "versions": result["versions"]},
+        }
+        for checkpoint in result["checkpoints"]
+    ]
+    session.execute(insert(Model).values(rows).on_conflict_do_nothing())
+
+
+if __name__ == "__main__":
+    args = arguments(__doc__)
+    start(args, lambda: main(args.job, args.worker))
