@@ -29,6 +29,7 @@ def platform(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> Iterator[psutil.
         monkeypatch.delenv(variable)
     process = subprocess.Popen([*UP, "--data-dir", str(data.root)])
     until(lambda: data.running_url() or process.poll() is not None, "the platform is ready")
+    assert process.poll() is None, "its message is above"
     yield psutil.Process(process.pid)
     process.kill()
     process.wait()
