@@ -39,7 +39,7 @@ def configure(process: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(get_settings().log_level)
-    for noisy in ("httpx2", "httpx", "httpcore2", "httpcore", "alembic"):
+    for noisy in ("httpx2", "httpcore2", "alembic", "celery.app.trace", "celery.worker.strategy"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Ours says more (duration, request id); uvicorn's would log each line twice.
     logging.getLogger("uvicorn.access").disabled = True

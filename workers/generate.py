@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.engine_client import EngineClient
+from shared.engine_client import EngineClient, EngineError, EngineRefused
 from shared.generation import Output, think_then_respond
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
@@ -107,6 +107,10 @@ class Generation:
             await asyncio.to_thread(self._held.finish, claim, result, _insert(rows))
         except (LeaseLost, asyncio.CancelledError):
             log.warning("dropped a shard whose lease was lost", extra={"shard": claim.index})
+        except EngineError as error:
+            refused = isinstance(error, EngineRefused)
+            failed = StageError(error.message, code=error.code, retry=not refused)
+            await asyncio.to_thread(self._held.fail, claim, failed)
         except StageError as error:
             await asyncio.to_thread(self._held.fail, claim, error)
 
@@ -156,7 +160,8 @@ def _row(claim: Claim, prompt: ShardPrompt, k: int, output: Output) -> Json:
         "prompt_id": prompt.prompt_id,
         "prompt_index": prompt.index,
         "sample_index": k,
-        "output": output.text,
+        # Postgres stores no NUL; one character for one keeps the offsets.
+        "output": output.text.replace("\x00", "\ufffd"),
         "response_start": output.response_start,
         "prompt_tokens": output.prompt_tokens,
         "thought_tokens": output.thought_tokens,

@@ -35,6 +35,8 @@ class Stack:
 
     supervisor: Supervisor
     url: str
+    env: Mapping[str, str]
+    """What its processes were started with, addresses included."""
 
 
 @contextmanager
@@ -61,7 +63,7 @@ def running(options: Options, say: Say, warn: Say) -> Iterator[Stack]:
         _start(supervisor, env, options.data, run, sockets, say)
         url = env["FORETHOUGHT_COORDINATOR_URL"]
         options.data.announce(url)
-        yield Stack(supervisor, url)
+        yield Stack(supervisor, url, env)
 
 
 def _start(

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 
 RESAMPLES = 2000
+SEED = 1
 CONFIDENCE = 0.95
 
 
@@ -52,7 +53,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float]:
     mean = math.fsum(differences) / n
     if n == 1:
         return mean, mean, mean
-    rng = random.Random(0)
+    rng = random.Random(SEED)
     values = [value - mean for value in differences]
     # Centred first, so that equal differences give an interval of exactly one point.
     means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(RESAMPLES))

