@@ -1,0 +1,177 @@
+"""TRL's `DPOTrainer` set up for pairs that are tokens already, and `Training` as its config."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from trl import DPOConfig, DPOTrainer
+from trl.trainer import dpo_trainer
+
+from shared.schemas import Training
+from workers import lm_head
+from workers.preference_data import TrainError
+
+log = logging.getLogger(__name__)
+
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+SETTING_OF = {
+    "beta": "beta",
+    "loss_type": "loss",
+    "loss_weights": "irpo_alpha",
+    "learning_rate": "learning_rate",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "micro_batch_size",
+    "gradient_accumulation_steps": "batch_size",
+    "warmup_steps": "warmup_fraction",
+    "lr_scheduler_type": "schedule",
+    "max_grad_norm": "max_grad_norm",
+    "max_length": "max_length",
+    "bf16": "dtype",
+    "seed": "seed",
+}
+"""Keys of `DPOConfig` that have a name of their own in `Training`."""
+OURS = {
+    "output_dir", "max_steps", "precompute_ref_log_probs", "logging_steps", "logging_strategy",
+    "save_strategy", "save_only_model", "save_total_limit", "report_to", "run_name",
+    "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "use_cpu", "fp16",
+    "remove_unused_columns", "model_init_kwargs", "trust_remote_code", "eval_strategy", "do_eval",
+    "padding_free", "truncation_mode", "sync_ref_model", "load_best_model_at_end",
+}  # fmt: skip
+"""Keys that progress, checkpoints, resuming and the method rest on."""
+
+
+class StepSampler(Sampler[int]):
+    """Random pairs for each optimizer step, sorted by length inside it.
+
+    Gradients of a step are summed, so the order inside it means nothing, but micro-batches of
+    like lengths need little padding. An epoch's order follows from seed and epoch alone.
+    """
+
+    def __init__(self, lengths: Sequence[int], step_pairs: int, seed: int) -> None:
+        self._lengths = lengths
+        self._step_pairs = step_pairs
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        for at in range(0, len(order), self._step_pairs):
+            step = order[at : at + self._step_pairs]
+            yield from sorted(step, key=lambda pair: -self._lengths[pair])
+
+
+class PairTrainer(DPOTrainer):  # type: ignore[misc]
+    """`DPOTrainer` on tokenized pairs. The reference is the start model, computed beforehand."""
+
+    def __init__(self, *, model: Any, **kwargs: Any) -> None:
+        theirs = dpo_trainer.add_fused_lm_head
+        if lm_head.suits(model):
+            dpo_trainer.add_fused_lm_head = lm_head.add_completion_head
+        try:
+            super().__init__(model=model, **kwargs)
+        finally:
+            dpo_trainer.add_fused_lm_head = theirs
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        # The argument has lost the columns that the model does not take.
+        lengths = self.train_dataset["length"][:]
+        pairs = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return StepSampler(lengths, pairs, self.args.seed)
+
+    def _send_telemetry(self) -> None:
+        """Nothing is told to anybody."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Lineage is in the database."""
+
+
+def computes_in_bfloat16(settings: Training) -> bool:
+    """`auto` is bfloat16 on a GPU, and float32 on a CPU, where it is several times faster."""
+    if settings.dtype == "auto":
+        return torch.cuda.is_available()
+    return settings.dtype == "bfloat16"
+
+
+def dpo_config(settings: Training, out: Path) -> DPOConfig:
+    """`settings` for TRL. Raises `TrainError` naming the key that TRL refuses."""
+    _check_extra(settings.extra)
+    fields = _fields(settings, out)
+    for key, value in settings.extra.items():
+        _build(fields | {key: value}, f"training.extra.{key}")
+    return _build(fields | settings.extra, "training.extra" if settings.extra else "training")
+
+
+def _fields(settings: Training, out: Path) -> dict[str, Any]:
+    on_gpu = torch.cuda.is_available()
+    irpo = settings.loss == "irpo"
+    # The largest micro-batch allowed that makes up a step exactly.
+    micro = max(
+        n
+        for n in range(1, min(settings.micro_batch_size, settings.batch_size) + 1)
+        if settings.batch_size % n == 0
+    )
+    return {
+        "output_dir": str(out),
+        "beta": settings.beta,
+        # IRPO: DPO's sigmoid loss plus the mean negative log-likelihood of the chosen tokens.
+        "loss_type": ["sigmoid", "sft"] if irpo else ["sigmoid"],
+        "loss_weights": [1.0, settings.irpo_alpha] if irpo else None,
+        "precompute_ref_log_probs": True,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": SCHEDULES[settings.schedule],
+        "warmup_steps": settings.warmup_fraction if settings.warmup_fraction < 1 else 0.999999,
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": settings.batch_size // micro,
+        "max_grad_norm": settings.max_grad_norm,
+        "max_length": None,  # Checked in preflight: TRL would cut.
+        "seed": settings.seed,
+        "bf16": computes_in_bfloat16(settings),
+        "use_cpu": not on_gpu,
+        # It trades a third of the speed for memory; a CPU's memory is large beside its speed.
+        "gradient_checkpointing": on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "disable_dropout": settings.lora is None or settings.lora.dropout == 0,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _check_extra(extra: dict[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(DPOConfig) if field.init}
+    for key in extra:
+        if key in SETTING_OF:
+            what = f"is set by training.{SETTING_OF[key]}"
+        elif key in OURS or key.startswith(("hub_", "push_to_hub")):
+            what = "is set by the platform"
+        elif key not in known:
+            what = "is no setting of trl.DPOConfig"
+        else:
+            continue
+        raise TrainError(f"training.extra.{key} {what}", f"training.extra.{key}")
+
+
+def _build(fields: dict[str, Any], param: str) -> DPOConfig:
+    try:
+        return DPOConfig(**fields)
+    except Exception as error:  # Whatever its dozens of checks raise, it is the setting's fault.
+        raise TrainError(f"{param} is refused by TRL: {error}", param) from error

@@ -1,0 +1,210 @@
+"""Stage: preference pairs -> a model folder for each epoch, by TRL's `DPOTrainer`.
+
+`python -m workers.train --config FILE.json`; the file holds a `TrainConfig`. In `out_dir`:
+`epoch-1/ ...` model folders, `metrics.jsonl` a line a step, `result.json` at the end, or
+`error.json` where the training is refused. Started again it resumes from the last epoch.
+
+The reference is the start model: its log-probabilities are computed first, so that no second
+model is in memory. Several GPUs are left out: one process, one device.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from peft import LoraConfig
+from pydantic import BaseModel, ConfigDict
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from shared.schemas import Training
+from workers.checkpoints import (
+    Recorder,
+    changed_fraction,
+    epoch_folder,
+    last_complete,
+    read_metrics,
+)
+from workers.dpo import PairTrainer, computes_in_bfloat16, dpo_config
+from workers.model_folder import ModelFolderError, check_folder
+from workers.preference_data import ChatTokens, TrainError, tokenize_pairs
+from workers.weights import weights_sha256
+
+log = logging.getLogger("workers.train")
+
+
+class TrainConfig(BaseModel):
+    """What a training needs: all of it, and nothing of where its pairs came from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_path: Path
+    """Folder of the start model, which is the reference too."""
+    pairs_path: Path
+    """JSONL of `preference_data.PairRow`."""
+    out_dir: Path
+    settings: Training = Training()
+
+
+def main(config: TrainConfig) -> dict[str, Any]:
+    """Train, and return what `result.json` holds. Raises `TrainError` for bad input."""
+    started = time.monotonic()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    out, settings = config.out_dir, config.settings
+    scratch = out / "trainer"
+    _start_over_if_changed(config, scratch)
+    if (out / "result.json").exists():
+        done: dict[str, Any] = json.loads((out / "result.json").read_text())
+        return done
+    epochs = range(1, settings.epochs + 1)
+    if not all(epoch_folder(out, epoch).exists() for epoch in epochs):
+        _train(config, scratch)
+    result = _result(config, time.monotonic() - started)
+    aside = out / "result.json.part"
+    aside.write_text(json.dumps(result, indent=2) + "\n")
+    aside.replace(out / "result.json")
+    shutil.rmtree(scratch, ignore_errors=True)
+    return result
+
+
+def _start_over_if_changed(config: TrainConfig, scratch: Path) -> None:
+    """Keep what an earlier run left only if it had the same model, pairs and settings."""
+    digest = hashlib.sha256(weights_sha256(config.model_path).encode())
+    digest.update(config.settings.model_dump_json().encode())
+    with config.pairs_path.open("rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    mark = config.out_dir / "inputs.sha256"
+    if mark.exists() and mark.read_text() == digest.hexdigest():
+        return
+    shutil.rmtree(scratch, ignore_errors=True)
+    for folder in config.out_dir.glob("epoch-*"):
+        shutil.rmtree(folder)
+    for name in ("metrics.jsonl", "result.json"):
+        (config.out_dir / name).unlink(missing_ok=True)
+    scratch.mkdir(parents=True)
+    mark.write_text(digest.hexdigest())
+
+
+def _train(config: TrainConfig, scratch: Path) -> None:
+    settings, base = config.settings, config.model_path
+    arguments = dpo_config(settings, scratch)
+    try:
+        check_folder(base)
+    except ModelFolderError as error:
+        raise TrainError(str(error), "model") from error
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    pairs = tokenize_pairs(
+        config.pairs_path,
+        ChatTokens(tokenizer, _eos_ids(base)),
+        min(settings.max_length, _positions(base)),
+        scratch / "pairs.arrow",
+    )
+    log.info("training on %d pairs of up to %d tokens", len(pairs), pairs[0]["length"])
+    trainer = PairTrainer(
+        model=_load(settings, base),
+        args=arguments,
+        train_dataset=pairs,
+        processing_class=tokenizer,
+        peft_config=_lora(settings),
+        callbacks=[Recorder(base, config.out_dir)],
+    )
+    last = last_complete(scratch)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def _load(settings: Training, base: Path) -> Any:
+    """The model to train. Weights in training are float32, whatever they are computed in.
+
+    A step at a learning rate of 1e-6 is far below the spacing of bfloat16 numbers.
+    """
+    frozen = settings.lora is not None
+    dtype = torch.bfloat16 if frozen and computes_in_bfloat16(settings) else torch.float32
+    return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
+
+
+def _lora(settings: Training) -> LoraConfig | None:
+    if settings.lora is None:
+        return None
+    return LoraConfig(
+        r=settings.lora.rank,
+        lora_alpha=settings.lora.alpha,
+        lora_dropout=settings.lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _positions(base: Path) -> int:
+    """The longest sequence that the model can take."""
+    config = AutoConfig.from_pretrained(base).get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
+
+
+def _eos_ids(base: Path) -> list[int]:
+    """Tokens at which generation stops."""
+    if not (base / "generation_config.json").exists():
+        return []
+    ids = GenerationConfig.from_pretrained(base).eos_token_id
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _result(config: TrainConfig, seconds: float) -> dict[str, Any]:
+    metrics = read_metrics(config.out_dir / "metrics.jsonl")
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return {
+        "first_loss": metrics[0]["loss"],
+        "last_loss": metrics[-1]["loss"],
+        "reward_margin": metrics[-1]["rewards/margins"],
+        "steps": metrics[-1]["step"],
+        "train_seconds": round(seconds, 3),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_gpu_memory_bytes": gpu,
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
+        "checkpoints": [
+            {
+                "epoch": epoch,
+                "path": str(epoch_folder(config.out_dir, epoch)),
+                "weights_sha256": weights_sha256(epoch_folder(config.out_dir, epoch)),
+                "changed_fraction": changed_fraction(
+                    config.model_path, epoch_folder(config.out_dir, epoch)
+                ),
+            }
+            for epoch in range(1, config.settings.epochs + 1)
+        ],
+    }
+
+
+def _stop(*_: object) -> NoReturn:
+    sys.exit(143)
+
+
+def command() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True)
+    config = TrainConfig.model_validate_json(parser.parse_args().config.read_text())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        main(config)
+    except TrainError as error:
+        log.error("%s", error)
+        problem = {"message": error.message, "param": error.param}
+        (config.out_dir / "error.json").write_text(json.dumps(problem) + "\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())
