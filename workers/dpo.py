@@ -1,13 +1,14 @@
 """TRL's `DPOTrainer` set up for pairs that are tokens already, and `Training` as its config."""
 
 import dataclasses
-import logging
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from pydantic import TypeAdapter, ValidationError
 from torch.utils.data import Sampler
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
@@ -15,8 +16,6 @@ from trl.trainer import dpo_trainer
 from shared.schemas import Training
 from workers import lm_head
 from workers.preference_data import TrainError
-
-log = logging.getLogger(__name__)
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 SETTING_OF = {
@@ -45,7 +44,7 @@ OURS = {
 """Keys that progress, checkpoints, resuming and the method rest on."""
 
 
-class StepSampler(Sampler[int]):
+class StepSampler(Sampler[int]):  # type: ignore[misc]
     """Random pairs for each optimizer step, sorted by length inside it.
 
     Gradients of a step are summed, so the order inside it means nothing, but micro-batches of
@@ -103,7 +102,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
 def computes_in_bfloat16(settings: Training) -> bool:
     """`auto` is bfloat16 on a GPU, and float32 on a CPU, where it is several times faster."""
     if settings.dtype == "auto":
-        return torch.cuda.is_available()
+        return bool(torch.cuda.is_available())
     return settings.dtype == "bfloat16"
 
 
@@ -158,16 +157,28 @@ def _fields(settings: Training, out: Path) -> dict[str, Any]:
 
 def _check_extra(extra: dict[str, Any]) -> None:
     known = {field.name for field in dataclasses.fields(DPOConfig) if field.init}
-    for key in extra:
+    hints = typing.get_type_hints(DPOConfig)
+    for key, value in extra.items():
         if key in SETTING_OF:
             what = f"is set by training.{SETTING_OF[key]}"
         elif key in OURS or key.startswith(("hub_", "push_to_hub")):
             what = "is set by the platform"
         elif key not in known:
             what = "is no setting of trl.DPOConfig"
+        elif not _is_a(value, hints[key]):
+            # A dataclass checks no types: it would fail in the middle of the training.
+            what = f"is not of the type {hints[key]}"
         else:
             continue
         raise TrainError(f"training.extra.{key} {what}", f"training.extra.{key}")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    try:
+        TypeAdapter(hint).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _build(fields: dict[str, Any], param: str) -> DPOConfig:

@@ -18,6 +18,7 @@ from shared.settings import Settings
 
 STOP_SECONDS = 10.0
 TAIL_LINES = 20
+MIN_BATCHED_TOKENS = 4096
 _DIE_WITH_PARENT = str(Path(__file__).with_name("die_with_parent.py"))
 
 
@@ -79,20 +80,28 @@ class ServerProcess:
 
 
 def command(settings: Settings, model: Path, port: int, served_name: str) -> list[str]:
-    device = ["--enable-sleep-mode"] if has_gpu() else ["--enforce-eager"]
+    longest = max_model_len(settings, model)
     return [
         sys.executable, "-W", "ignore::DeprecationWarning",
         *("-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(model), "--served-model-name", served_name),
         *("--host", "127.0.0.1", "--port", str(port)),
-        *("--max-model-len", str(max_model_len(settings, model))),
+        *("--max-model-len", str(longest)),
         *("--max-num-seqs", str(settings.max_num_seqs)),
         # Sampling is what a request says, and nothing that a model's folder adds to it.
         *("--generation-config", "vllm"),
         "--enable-prefix-caching", "--no-enable-log-requests",
         *("--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"),
-        *device, *shlex.split(settings.engine_args),
+        *(["--enable-sleep-mode"] if has_gpu() else _on_cpu(longest)),
+        *shlex.split(settings.engine_args),
     ]  # fmt: skip
+
+
+def _on_cpu(longest: int) -> list[str]:
+    # A prompt prefilled in chunks with a seed ends vLLM 0.32 on a CPU ("CPU Generator does not use
+    # offset"): it takes a sample back by an offset that only CUDA's generators have.
+    whole_prompts = ["--no-enable-chunked-prefill", "--max-num-batched-tokens"]
+    return ["--enforce-eager", *whole_prompts, str(max(longest, MIN_BATCHED_TOKENS))]
 
 
 def environment() -> dict[str, str]:

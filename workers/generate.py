@@ -12,14 +12,14 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from shared.engine_client import EngineClient, EngineError, EngineRefused
-from shared.generation import Output, think_then_respond
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from shared import jobs
 from shared.db import transaction
+from shared.engine_client import EngineClient, EngineError, EngineRefused
 from shared.formats import ThoughtFormat
+from shared.generation import Output, think_then_respond
 from shared.jobs import Claim, LeaseLost
 from shared.models import Completion, Json, Model
 from shared.schemas import Sampling

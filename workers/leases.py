@@ -6,7 +6,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -83,8 +83,9 @@ class Leases:
             self._forget(claim)
 
     def fail(self, claim: Claim, error: StageError) -> None:
+        """Record a failure; a shard that is no longer ours is another's to judge."""
         self._forget(claim)
-        with transaction() as session:
+        with suppress(LeaseLost), transaction() as session:
             jobs.fail(
                 session,
                 claim,

@@ -15,7 +15,7 @@ TILE_TOKENS = 512
 """Rows of logits in memory at once: 100 MB at a vocabulary of 50,000."""
 
 
-class _LogProbs(torch.autograd.Function):
+class _LogProbs(torch.autograd.Function):  # type: ignore[misc]
     """log softmax(hidden @ weight.T)[target], a tile of tokens at a time.
 
     hidden [N, H], weight [V, H], targets [N] -> [N]. The backward pass projects again instead of

@@ -52,6 +52,8 @@ def write_aside(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         aside.chmod(0o755)
         write(aside)
+        for path in weights_files(aside):
+            path.chmod(0o644)  # safetensors makes them readable by their owner alone
         try:
             os.replace(aside, folder)
         except OSError:
@@ -91,7 +93,6 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         shutil.copytree(source / "additional_chat_templates", target / "additional_chat_templates")
 
 
-@torch.inference_mode()
 def probe(model: Any, tokenizer: Any) -> dict[str, list[float] | list[int]]:
     """Log-probabilities that only these weights give to a fixed text.
 
@@ -99,7 +100,8 @@ def probe(model: Any, tokenizer: Any) -> dict[str, list[float] | list[int]]:
     """
     ids = tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"][:PROBE_TOKENS]
     tokens = torch.tensor([ids], device=model.device)
-    logps = model(tokens).logits[0, :-1].float().log_softmax(-1)
+    with torch.inference_mode():
+        logps = model(tokens).logits[0, :-1].float().log_softmax(-1)
     taken = logps.gather(-1, tokens[0, 1:, None]).squeeze(-1)
     return {"token_ids": ids, "logprobs": [round(x, 6) for x in taken.tolist()]}
 

@@ -175,7 +175,9 @@ def tokenize_pairs(pairs: Path, tokens: ChatTokens, max_length: int, out: Path) 
             count, _ = writer.finalize()
         if count == 0:
             raise TrainError("there is no pair to train on", "pairs")
-        by_length = Dataset.from_file(str(aside)).sort("length", reverse=True)
+        unsorted = Dataset.from_file(str(aside))
+        lengths = unsorted["length"][:]
+        by_length = unsorted.select(sorted(range(count), key=lambda pair: -lengths[pair]))
         by_length.flatten_indices(cache_file_name=str(out.with_suffix(".part")))
         out.with_suffix(".part").replace(out)
         aside.unlink()

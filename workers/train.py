@@ -61,6 +61,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
     started = time.monotonic()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     out, settings = config.out_dir, config.settings
+    out.mkdir(parents=True, exist_ok=True)
     scratch = out / "trainer"
     _start_over_if_changed(config, scratch)
     if (out / "result.json").exists():
@@ -110,14 +111,18 @@ def _train(config: TrainConfig, scratch: Path) -> None:
         scratch / "pairs.arrow",
     )
     log.info("training on %d pairs of up to %d tokens", len(pairs), pairs[0]["length"])
-    trainer = PairTrainer(
-        model=_load(settings, base),
-        args=arguments,
-        train_dataset=pairs,
-        processing_class=tokenizer,
-        peft_config=_lora(settings),
-        callbacks=[Recorder(base, config.out_dir)],
-    )
+    try:
+        trainer = PairTrainer(
+            model=_load(settings, base),
+            args=arguments,
+            train_dataset=pairs,
+            processing_class=tokenizer,
+            peft_config=_lora(settings),
+            callbacks=[Recorder(base, config.out_dir)],
+        )
+    except (ValueError, NotImplementedError) as error:
+        # Settings that only clash with one another or with this model.
+        raise TrainError(f"TRL refuses the training: {error}", "training.extra") from error
     last = last_complete(scratch)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
 

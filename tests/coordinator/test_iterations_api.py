@@ -165,9 +165,7 @@ def test_an_upload_counts_its_prompts(client: TestClient) -> None:
         ("[1]", "lines.1"),
     ],
 )
-def test_a_bad_line_is_named_and_nothing_is_kept(
-    client: TestClient, text: str, param: str
-) -> None:
+def test_a_bad_line_is_named_and_nothing_is_kept(client: TestClient, text: str, param: str) -> None:
     answer = upload(client, text)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param, answer.text

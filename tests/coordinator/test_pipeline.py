@@ -31,7 +31,8 @@ KEPT = {"kept": 3, "prompts": 4, "dropped": {"tie": 1}}
 
 
 def state(**given: Any) -> State:
-    return State(**({"jobs": {}, "parent": PARENT} | given))
+    fields: dict[str, Any] = {"jobs": {}, "parent": PARENT}
+    return State(**(fields | given))
 
 
 @pytest.mark.parametrize(

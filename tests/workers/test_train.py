@@ -1,0 +1,286 @@
+"""Real trainings by TRL on a tiny model."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from shared.schemas import LoraSettings, Training
+from tests.workers import tiny_model
+from workers import checkpoints
+from workers.dpo import PairTrainer, StepSampler, dpo_config
+from workers.lm_head import add_completion_head
+from workers.preference_data import ChatTokens, TrainError, tokenize_pairs
+from workers.train import TrainConfig, main
+from workers.weights import weights_sha256
+
+pytestmark = pytest.mark.filterwarnings("default")
+FAST = Training(learning_rate=3e-3, epochs=4, batch_size=4, micro_batch_size=2, warmup_fraction=0)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.write(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture
+def config(base: Path, tmp_path: Path) -> TrainConfig:
+    pairs = tiny_model.write_pairs(tmp_path / "pairs.jsonl", tiny_model.some_pairs(8))
+    return TrainConfig(model_path=base, pairs_path=pairs, out_dir=tmp_path / "out", settings=FAST)
+
+
+@pytest.fixture
+def trained(config: TrainConfig) -> Iterator[tuple[TrainConfig, dict[str, Any]]]:
+    return config, main(config)
+
+
+def using(config: TrainConfig, **changes: Any) -> TrainConfig:
+    settings = Training.model_validate(config.settings.model_dump() | changes)
+    return config.model_copy(update={"settings": settings})
+
+
+def metrics(config: TrainConfig) -> list[dict[str, Any]]:
+    return checkpoints.read_metrics(config.out_dir / "metrics.jsonl")
+
+
+def test_loss_begins_at_ln_2_and_falls(trained: tuple[TrainConfig, dict[str, Any]]) -> None:
+    config, result = trained
+    assert result["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert result["last_loss"] < 0.5
+    assert result["reward_margin"] > 0.5
+    assert result["steps"] == 8
+    lines = metrics(config)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    for line in lines:
+        assert line["total_steps"] == 8
+        assert line["tokens_per_second"] > 0
+        assert {"loss", "grad_norm", "rewards/margins", "logps/chosen"} <= line.keys()
+
+
+def test_a_checkpoint_is_a_whole_model_folder(
+    trained: tuple[TrainConfig, dict[str, Any]], base: Path
+) -> None:
+    config, result = trained
+    assert [c["epoch"] for c in result["checkpoints"]] == [1, 2, 3, 4]
+    assert len({c["weights_sha256"] for c in result["checkpoints"]}) == 4
+    last = Path(result["checkpoints"][-1]["path"])
+    assert result["checkpoints"][-1]["weights_sha256"] == weights_sha256(last)
+    assert result["checkpoints"][-1]["changed_fraction"] > 0.5
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (last / name).read_bytes() == (base / name).read_bytes()
+    probe = json.loads((last / "probe.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(last)
+    with torch.no_grad():
+        logps = model(torch.tensor([probe["token_ids"]])).logits[0].log_softmax(-1)
+    for at, logp in enumerate(probe["logprobs"]):
+        assert logps[at, probe["token_ids"][at + 1]].item() == pytest.approx(logp, abs=1e-5)
+    assert not (config.out_dir / "trainer").exists()
+
+
+def test_checkpoints_keep_the_stored_type(tmp_path: Path, config: TrainConfig) -> None:
+    base = tiny_model.write(tmp_path / "bf16", torch.bfloat16)
+    result = main(using(config.model_copy(update={"model_path": base}), epochs=1))
+    assert checkpoints.stored_dtype(Path(result["checkpoints"][0]["path"])) == torch.bfloat16
+    assert result["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_lora_is_merged(config: TrainConfig, base: Path) -> None:
+    settings = {"lora": LoraSettings(rank=4, alpha=8).model_dump(), "learning_rate": 2e-2}
+    result = main(using(config, **settings))
+    assert result["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert result["last_loss"] < 0.6
+    last = Path(result["checkpoints"][-1]["path"])
+    plain = AutoModelForCausalLM.from_pretrained(last).state_dict()
+    start = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    assert plain.keys() == start.keys()
+    # What was trained is what was saved: the margin is there in the merged weights.
+    assert reward_margin(config, base, last) > 0.2
+    assert torch.equal(plain["model.embed_tokens.weight"], start["model.embed_tokens.weight"])
+
+
+def reward_margin(config: TrainConfig, start: Path, end: Path) -> float:
+    chosen, rejected = zip(*(sides(config, folder) for folder in (end, start)), strict=True)
+    beta = config.settings.beta
+    return float((beta * ((chosen[0] - chosen[1]) - (rejected[0] - rejected[1]))).mean())
+
+
+def sides(config: TrainConfig, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed log-probabilities of chosen and rejected, a pair at a time, by the plain formula."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found: dict[str, list[torch.Tensor]] = {"chosen_ids": [], "rejected_ids": []}
+    for row in stored_pairs(config, folder):
+        for side, logps in found.items():
+            ids = torch.tensor([row["prompt_ids"] + row[side]])
+            with torch.no_grad():
+                all_logps = model(ids).logits[0, :-1].double().log_softmax(-1)
+            taken = all_logps.gather(-1, ids[0, 1:, None]).squeeze(-1)
+            logps.append(taken[len(row["prompt_ids"]) - 1 :].sum())
+    return torch.stack(found["chosen_ids"]), torch.stack(found["rejected_ids"])
+
+
+def stored_pairs(config: TrainConfig, folder: Path) -> Any:
+    tokens = ChatTokens(AutoTokenizer.from_pretrained(folder), [2])
+    return tokenize_pairs(config.pairs_path, tokens, 256, config.out_dir.parent / "again.arrow")
+
+
+@pytest.mark.parametrize("loss", ["dpo", "irpo"])
+def test_loss_is_the_formula(config: TrainConfig, base: Path, loss: str, tmp_path: Path) -> None:
+    """Of a policy that differs from its reference, against the losses written out by hand."""
+    settings = using(config, loss=loss, batch_size=8, micro_batch_size=8, irpo_alpha=0.7).settings
+    dataset = stored_pairs(config, base)
+    trainer = PairTrainer(
+        model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        args=dpo_config(settings, tmp_path / "trainer"),
+        train_dataset=dataset,
+        processing_class=AutoTokenizer.from_pretrained(base),
+    )
+    moved = tmp_path / "moved"
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.02)
+    checkpoints.save_model(trainer.model, base, moved)
+    batch = trainer.data_collator([trainer.train_dataset[n] for n in range(8)])
+    got = trainer.compute_loss(trainer.model.eval(), batch).item()
+
+    chosen, rejected = sides(config, moved)
+    ref_chosen, ref_rejected = sides(config, base)
+    margin = settings.beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+    want = -torch.nn.functional.logsigmoid(margin).mean()
+    if loss == "irpo":
+        tokens = sum(len(row["chosen_ids"]) for row in dataset)
+        want = want + settings.irpo_alpha * -chosen.sum() / tokens
+    assert abs(margin).max() > 0.01
+    assert got == pytest.approx(want.item(), abs=1e-5)
+
+
+def test_the_head_without_a_gpu_is_the_plain_one(base: Path) -> None:
+    """Log-probabilities and all gradients, against logits of the model itself."""
+    torch.manual_seed(0)
+    ids = torch.randint(3, 200, (3, 40))
+    labels = ids.masked_fill(torch.rand(ids.shape) < 0.5, -100)
+    weights = torch.rand(3, 39)
+
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    logps = plain(ids).logits[:, :-1].log_softmax(-1)
+    want = logps.gather(-1, ids[:, 1:, None]).squeeze(-1).masked_fill(labels[:, 1:] == -100, 0)
+    (want * weights).sum().backward()
+
+    ours = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    add_completion_head(ours)
+    got = ours(ids, labels=labels, fused_lm_head=True).log_probs
+    (got * weights).sum().backward()
+
+    torch.testing.assert_close(got, want)
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.1}])
+def test_a_killed_training_resumes_to_the_same_weights(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
+) -> None:
+    config = using(config, lora=lora, epochs=3)
+    whole = main(config)
+    again = config.model_copy(update={"out_dir": config.out_dir.with_name("again")})
+    real = checkpoints.save_model
+
+    def killed(model: Any, base: Path, folder: Path) -> None:
+        if folder.name == "epoch-3":
+            raise KeyboardInterrupt
+        real(model, base, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            main(again)
+    assert not (again.out_dir / "result.json").exists()
+    resumed = main(again)
+    assert [line["step"] for line in metrics(again)] == [line["step"] for line in metrics(config)]
+    assert hashes(resumed) == hashes(whole)
+
+
+def hashes(result: dict[str, Any]) -> list[str]:
+    return [checkpoint["weights_sha256"] for checkpoint in result["checkpoints"]]
+
+
+def test_the_same_seed_gives_the_same_weights(config: TrainConfig) -> None:
+    first = main(config)
+    assert main(config) == first  # It is done, and says so.
+    shutil.rmtree(config.out_dir)
+    assert hashes(main(config)) == hashes(first)
+    other = main(using(config, seed=1))  # Other settings do not find the old result.
+    assert hashes(other) != hashes(first)
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"no_such": 1}, "training.extra.no_such"),
+        ({"learning_rate": 1.0}, "training.extra.learning_rate"),
+        ({"output_dir": "/"}, "training.extra.output_dir"),
+        ({"weight_decay": "much"}, "training.extra.weight_decay"),
+        ({"optim": "no_such_optimizer"}, "training.extra.optim"),
+        ({"use_liger_kernel": True, "liger_kernel_config": {"fused_linear_cross_entropy": True}},
+         "training.extra"),
+    ],
+)  # fmt: skip
+def test_settings_that_trl_refuses(config: TrainConfig, extra: Any, param: str) -> None:
+    with pytest.raises(TrainError) as e:
+        main(using(config, extra=extra))
+    assert e.value.param is not None
+    assert e.value.param.startswith(param)
+    assert not list(config.out_dir.glob("epoch-*"))
+
+
+def test_a_good_extra_setting_reaches_trl(config: TrainConfig) -> None:
+    arguments = dpo_config(using(config, extra={"weight_decay": 0.25}).settings, config.out_dir)
+    assert arguments.weight_decay == 0.25
+
+
+def test_a_micro_batch_divides_the_step(config: TrainConfig) -> None:
+    settings = using(config, batch_size=6, micro_batch_size=4).settings
+    arguments = dpo_config(settings, config.out_dir)
+    assert arguments.per_device_train_batch_size == 3
+    assert arguments.gradient_accumulation_steps == 2
+
+
+def test_a_diverging_training_is_an_error(config: TrainConfig) -> None:
+    with pytest.raises(TrainError, match="the loss is nan") as e:
+        main(
+            using(config, learning_rate=1.0, max_grad_norm=1e30, epochs=30, extra={"optim": "sgd"})
+        )
+    assert e.value.param == "training.learning_rate"
+
+
+def test_a_step_is_random_and_sorted_inside() -> None:
+    lengths = [5, 9, 1, 7, 3, 8, 2, 6]
+    sampler = StepSampler(lengths, step_pairs=4, seed=0)
+    first = list(sampler)
+    assert sorted(first) == list(range(8))
+    for step in (first[:4], first[4:]):
+        assert [lengths[n] for n in step] == sorted((lengths[n] for n in step), reverse=True)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert set(list(sampler)[:4]) != set(first[:4])
+
+
+def test_the_command_line_reports_a_refusal(config: TrainConfig, tmp_path: Path) -> None:
+    config.pairs_path.write_text("")
+    config.out_dir.mkdir()
+    file = tmp_path / "config.json"
+    file.write_text(config.model_dump_json())
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.train", "--config", str(file)], capture_output=True
+    )
+    assert done.returncode == 2
+    error = json.loads((config.out_dir / "error.json").read_text())
+    assert error == {"message": "there is no pair to train on", "param": "pairs"}
