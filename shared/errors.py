@@ -5,6 +5,7 @@ PlatformError               500
 ├── NotFound                404
 ├── Conflict                409  the thing exists, but not in a state that allows this
 ├── TooLarge                413
+├── TooManyRequests         429  come back after `retry_after` seconds
 └── Unavailable             503  a dependency is away or a model is loading; retry later
 """
 
@@ -58,6 +59,12 @@ class TooLarge(PlatformError):
     status = 413
     type = "invalid_request_error"
     code = "too_large"
+
+
+class TooManyRequests(PlatformError):
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class Unavailable(PlatformError):

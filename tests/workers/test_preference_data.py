@@ -59,7 +59,7 @@ def test_tokens_give_the_text_back(prompt: str, output: str) -> None:
 
 
 def test_a_long_pair_is_refused_with_its_lengths() -> None:
-    with pytest.raises(TrainError, match=r"pair 7: 28 tokens of prompt and 101 of chosen") as e:
+    with pytest.raises(TrainError, match=r"pair 7: 20 tokens of prompt and 101 of chosen") as e:
         tokenize_pair(TOKENS, pair(prompt="h", chosen="x" * 100), 7, 100)
     assert e.value.param == "training.max_length"
 
