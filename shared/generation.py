@@ -164,6 +164,8 @@ async def _two_phases(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 seed=respond_seed(seed + k),
+                # A small model often ends its turn at a marker that it did not write itself.
+                min_tokens=int(thought.forced),
             )
         text = thought.text + response.text
         return Output(

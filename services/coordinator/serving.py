@@ -44,7 +44,7 @@ class ServedModel:
 
     @property
     def ref(self) -> str:
-        return f"{self.name}@{self.version}"
+        return f"{self.name}@v{self.version}"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ServingCache:
         return self._served
 
     def named(self, name: str) -> Served:
-        """By `name@version`, or `name` for the version that is served."""
+        """By `name@v1`, or `name` for the version that is served."""
         served = self.current()
         if name not in (served.model.ref, served.model.name):
             raise NotFound(
