@@ -67,13 +67,12 @@ class ChatTokens:
         """Tokens of `output` behind the prompt; None where they do not give the text back."""
         together = self._encode(rendered + output)
         if together[: len(prompt_ids)] == prompt_ids:
-            return together[len(prompt_ids) :]
-        # The output's first characters would merge with the prompt's last token. In generation
-        # the prompt's tokens are fixed, so the output is tokenized apart.
-        apart = self._encode(output)
-        if self._decode(prompt_ids + apart) != rendered + output:
-            return None
-        return apart
+            ids = together[len(prompt_ids) :]
+        else:
+            # The output's first characters would merge with the prompt's last token. In
+            # generation the prompt's tokens are fixed, so the output is tokenized apart.
+            ids = self._encode(output)
+        return ids if self._decode(prompt_ids + ids) == rendered + output else None
 
     def returns(self, rendered: str, prompt_ids: list[int]) -> bool:
         """Whether the prompt's tokens decode to the rendered prompt."""

@@ -253,11 +253,14 @@ def test_a_micro_batch_divides_the_step(config: TrainConfig) -> None:
     assert arguments.gradient_accumulation_steps == 2
 
 
-def test_a_diverging_training_is_an_error(config: TrainConfig) -> None:
+def test_a_diverging_training_is_an_error(config: TrainConfig, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(config.model_path)
+    broken = shutil.copytree(config.model_path, tmp_path / "broken")
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.nan
+    model.save_pretrained(broken)
     with pytest.raises(TrainError, match="the loss is nan") as e:
-        main(
-            using(config, learning_rate=1.0, max_grad_norm=1e30, epochs=30, extra={"optim": "sgd"})
-        )
+        main(config.model_copy(update={"model_path": broken}))
     assert e.value.param == "training.learning_rate"
 
 
