@@ -34,7 +34,7 @@ def run(data: DataDir, console: Console) -> None:
     started = time.monotonic()
     with platform(data, console) as url:
         client = Client(url)
-        prepare(client, data, console)
+        prepare(client, console)
         config = yaml.safe_load((FOLDER / "demo.yaml").read_text())
         console.print(f"[bold]POST {url}/iterations[/] with configs/demo/demo.yaml")
         run_id = client.start_run(config, key=str(uuid.uuid4()))["run_id"]
@@ -73,26 +73,14 @@ def _wait_for(process: subprocess.Popen[bytes], data: DataDir) -> str:
     raise StackError(f"the platform did not start in {START_SECONDS:.0f} s; see {data.logs}")
 
 
-def prepare(client: Client, data: DataDir, console: Console) -> None:
+def prepare(client: Client, console: Console) -> None:
     """Register the bundled model and the demo prompts, unless an earlier run has."""
     if client.model(SEED_MODEL) is None:
-        folder = (data.models / "bundled" / SEED_MODEL).absolute()
-        console.print(f"unpacking {SEED_MODEL}")
-        unpack(folder)
-        client.register_model(SEED_MODEL, str(folder))
+        console.print(f"registering {SEED_MODEL}, which comes with the packages")
+        client.register_model(SEED_MODEL, "bundled")
     client.wait_for_model(SEED_MODEL)
     if client.dataset(DATASET) is None:
         client.upload_dataset(DATASET, FOLDER / "prompts.jsonl")
-
-
-def unpack(folder: Path) -> None:
-    """Write the bundled model as a Hugging Face folder, unless it is there."""
-    if (folder / "model.safetensors").exists():
-        return
-    command = [sys.executable, "-m", "workers.unpack", "--out", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise CliError(f"the bundled model cannot be unpacked:\n{done.stderr[-2000:]}")
 
 
 def show(iterations: list[Object], console: Console) -> None:
