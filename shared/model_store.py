@@ -48,3 +48,9 @@ def resolve(session: Session, reference: str, *, param: str) -> Model:
             code="model_not_ready",
         )
     return model
+
+
+def last_promoted(session: Session) -> Model | None:
+    """The model that chat is to answer with."""
+    query = select(Model).where(Model.promoted_at.is_not(None))
+    return session.scalar(query.order_by(Model.promoted_at.desc()).limit(1))

@@ -15,13 +15,13 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
-from shared import log
+from shared import log, model_store
 from shared.db import notify, transaction
-from shared.models import Model, Serving
+from shared.models import Serving
 from workers.engine import Engine, EngineError, ModelWeights
 
 logger = logging.getLogger(__name__)
@@ -115,10 +115,9 @@ class Inference:
 
 
 def promoted() -> ModelWeights | None:
-    """The model promoted last."""
-    query = select(Model).where(Model.promoted_at.is_not(None))
+    """What is to be served: the model promoted last."""
     with transaction() as session:
-        model = session.scalar(query.order_by(Model.promoted_at.desc()).limit(1))
+        model = model_store.last_promoted(session)
         if model is None or model.path is None or model.weights_sha256 is None:
             return None
         return ModelWeights(str(model.id), Path(model.path), model.weights_sha256)

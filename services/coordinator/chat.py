@@ -69,7 +69,7 @@ async def list_models() -> dict[str, Any]:
 @router.get("/models/{name}")
 async def get_model(name: str) -> dict[str, Any]:
     """404 unless that model is served."""
-    return _model(CACHE.named(name).model, name)
+    return _model((await CACHE.named(name)).model, name)
 
 
 @router.post("/chat/completions", response_class=Response)
@@ -78,7 +78,7 @@ async def chat_completions(request: ChatRequest, http: Request) -> Response:
     PLACES.take()
     handed_on = False
     try:
-        served = CACHE.named(request.model)
+        served = await CACHE.named(request.model)
         turn = await prepare(request, served)
         if request.stream:
             handed_on = True

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
+from shared import model_store
 from shared.db import transaction
 from shared.engine_client import EngineClient
 from shared.errors import NotFound, Unavailable
@@ -68,16 +69,27 @@ class ServingCache:
             raise Unavailable(self._why, code="model_not_ready", retry_after=RETRY_SECONDS)
         return self._served
 
-    def named(self, name: str) -> Served:
-        """By `name@v1`, or `name` for the version that is served."""
+    async def named(self, name: str) -> Served:
+        """By `name@v1`, or `name` for the version that is served.
+
+        Raises:
+            NotFound: another model is served.
+            Unavailable: none is yet, or the one named was promoted and is about to take its place.
+        """
         served = self.current()
-        if name not in (served.model.ref, served.model.name):
-            raise NotFound(
-                f"model: no model {name!r} is served; this one is: {served.model.ref}",
-                param="model",
-                code="model_not_found",
+        if name in (served.model.ref, served.model.name):
+            return served
+        if name == await asyncio.to_thread(promoted_ref):
+            raise Unavailable(
+                f"{name} is promoted and being loaded; retry shortly",
+                code="model_not_ready",
+                retry_after=RETRY_SECONDS,
             )
-        return served
+        raise NotFound(
+            f"model: no model {name!r} is served; this one is: {served.model.ref}",
+            param="model",
+            code="model_not_found",
+        )
 
     def still(self, served: Served) -> None:
         """Raises `Unavailable` if another model has taken its place, or is about to."""
@@ -125,6 +137,13 @@ def read_serving() -> tuple[ServedModel | None, str]:
     if state == "failed":
         return None, f"the promoted model cannot be served: {detail}"
     return None, f"the model is {state}; retry shortly"
+
+
+def promoted_ref() -> str | None:
+    """Of the model that is to be served, whether or not it is loaded yet."""
+    with transaction() as session:
+        model = model_store.last_promoted(session)
+        return model_store.ref(model) if model else None
 
 
 def _served_model(engine_url: str, model: Model) -> ServedModel:
