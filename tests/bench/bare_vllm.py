@@ -1,35 +1,27 @@
 """vLLM's offline `LLM.chat` as a child process: a JSON request a line in, its figures a line out.
 
+Takes vLLM's own engine arguments.
+
 Request: {"messages": [[message]], "seeds": [int], "n", "temperature", "top_p", "max_tokens"}.
 Answer: {"seconds", "tokens"}. The first line out is {"ready": true}.
 """
 
-import argparse
 import json
 import os
 import sys
 import time
 
-from vllm import LLM, SamplingParams
+from vllm import LLM, EngineArgs, SamplingParams
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--max-model-len", type=int, required=True)
-    parser.add_argument("--max-num-seqs", type=int, required=True)
-    parser.add_argument("--eager", action="store_true")
-    args = parser.parse_args()
+    parser = FlexibleArgumentParser(description=__doc__)
+    args = EngineArgs.add_cli_args(parser).parse_args()
     # vLLM and its processes print; the answers must not be among it.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    llm = LLM(
-        args.model,
-        max_model_len=args.max_model_len,
-        max_num_seqs=args.max_num_seqs,
-        enforce_eager=args.eager,
-        generation_config="vllm",
-    )
+    llm = LLM.from_engine_args(EngineArgs.from_cli_args(args))
     print(json.dumps({"ready": True}), file=out, flush=True)
     for line in sys.stdin:
         request = json.loads(line)

@@ -25,7 +25,8 @@ from services.cli.client import Client
 from services.cli.datadir import DataDir
 from services.cli.stack import Options, running
 from shared.formats import FORMATS
-from workers.engine_process import environment, has_gpu
+from shared.settings import get_settings
+from workers.engine_process import engine_flags, environment
 from workers.generate import seed_of
 from workers.prompts import ShardPrompt
 
@@ -127,11 +128,10 @@ class Platform:
 class Bare:
     def __init__(self, model: str, args: argparse.Namespace) -> None:
         self._args = args
-        eager = [] if has_gpu() else ["--eager"]
         self._process = subprocess.Popen(
             [
-                sys.executable, "-m", "tests.bench.bare_vllm", "--model", model,
-                *("--max-model-len", str(CONTEXT), "--max-num-seqs", str(SEQUENCES)), *eager,
+                *(sys.executable, "-m", "tests.bench.bare_vllm"),
+                *engine_flags(get_settings(), Path(model)),
             ],
             env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True,
