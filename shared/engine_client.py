@@ -81,9 +81,9 @@ class EngineClient:
     What it has looked up about the tokenizer it keeps, so a client belongs to one model.
     """
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, http: httpx2.AsyncClient | None = None) -> None:
         self.base_url = base_url
-        self._http = httpx2.AsyncClient(
+        self._http = http or httpx2.AsyncClient(
             base_url=base_url,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
             trust_env=False,  # an engine is near; a proxy is for what is far
@@ -91,6 +91,10 @@ class EngineClient:
         self._token_texts: dict[int, str] = {}
         self._texts: dict[str, list[int]] = {}
         self._max_model_len: int | None = None
+
+    def for_another_model(self) -> "EngineClient":
+        """One with the same connections, which has looked up nothing yet."""
+        return EngineClient(self.base_url, self._http)
 
     async def __aenter__(self) -> Self:
         return self

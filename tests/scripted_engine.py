@@ -145,11 +145,12 @@ class ScriptedEngine:
 
     async def _stream(self, step: Step) -> AsyncIterator[bytes]:
         decode = DecodeStream(skip_special_tokens=True)
-        sent = ""
+        sent, ended = "", False
         self.running += 1
         try:
             for at, token in enumerate(step.ids, 1):
                 if self.breaks_after is not None and at > self.breaks_after:
+                    ended = True
                     return
                 await asyncio.sleep(self.token_seconds)
                 piece = decode.step(self.tokenizer, token) or ""
@@ -160,11 +161,10 @@ class ScriptedEngine:
                 if not last:
                     choice["finish_reason"] = choice["stop_reason"] = None
                 yield b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n"
+            ended = True
             yield b"data: [DONE]\n\n"
-        except asyncio.CancelledError:
-            self.aborted += 1
-            raise
         finally:
+            self.aborted += not ended
             self.running -= 1
 
     async def models(self, _: Request) -> Response:
@@ -214,13 +214,21 @@ def _choice(index: int, step: Step, ids: list[int], text: str) -> dict[str, Any]
 @contextmanager
 def running(engine: ScriptedEngine) -> Iterator[str]:
     """The engine's address, as long as the block lasts."""
+    with serving(engine.app()) as url:
+        yield url
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """The address of an application that a thread serves as long as the block lasts."""
     sock = listen()
-    server = uvicorn.Server(uvicorn.Config(engine.app(), log_level="error", lifespan="off"))
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
-    until(lambda: server.started, "the scripted engine listens")
+    until(lambda: server.started, "the server listens")
     yield f"http://127.0.0.1:{port_of(sock)}"
-    server.should_exit = server.force_exit = True
+    server.should_exit = True
     thread.join(10)
 
 

@@ -58,7 +58,6 @@ class TrainConfig(BaseModel):
 
 def main(config: TrainConfig) -> dict[str, Any]:
     """Train, and return what `result.json` holds. Raises `TrainError` for bad input."""
-    started = time.monotonic()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     out, settings = config.out_dir, config.settings
     out.mkdir(parents=True, exist_ok=True)
@@ -68,9 +67,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
         done: dict[str, Any] = json.loads((out / "result.json").read_text())
         return done
     epochs = range(1, settings.epochs + 1)
-    if not all(epoch_folder(out, epoch).exists() for epoch in epochs):
-        _train(config, scratch)
-    result = _result(config, time.monotonic() - started)
+    done_before = all(epoch_folder(out, epoch).exists() for epoch in epochs)
+    result = _result(config, 0.0 if done_before else _train(config, scratch))
     aside = out / "result.json.part"
     aside.write_text(json.dumps(result, indent=2) + "\n")
     aside.replace(out / "result.json")
@@ -96,7 +94,8 @@ def _start_over_if_changed(config: TrainConfig, scratch: Path) -> None:
     mark.write_text(digest.hexdigest())
 
 
-def _train(config: TrainConfig, scratch: Path) -> None:
+def _train(config: TrainConfig, scratch: Path) -> float:
+    """Seconds that TRL took, without the preparation of the pairs."""
     settings, base = config.settings, config.model_path
     arguments = dpo_config(settings, scratch)
     try:
@@ -110,6 +109,7 @@ def _train(config: TrainConfig, scratch: Path) -> None:
         min(settings.max_length, _positions(base)),
         scratch / "pairs.arrow",
     )
+    started = time.monotonic()
     log.info("training on %d pairs of up to %d tokens", len(pairs), pairs[0]["length"])
     try:
         trainer = PairTrainer(
@@ -125,6 +125,7 @@ def _train(config: TrainConfig, scratch: Path) -> None:
         raise TrainError(f"TRL refuses the training: {error}", "training.extra") from error
     last = last_complete(scratch)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
+    return time.monotonic() - started
 
 
 def _load(settings: Training, base: Path) -> Any:

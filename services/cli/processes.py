@@ -113,11 +113,14 @@ def tail(log: Path, lines: int = 15) -> str:
         return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
 
 
-def start_companion(command: Sequence[str]) -> subprocess.Popen[bytes]:
+def start_companion(
+    command: Sequence[str], pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start a process that shares our terminal's output but not its Ctrl-C, and ends with us."""
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
+        pass_fds=pass_fds,
         preexec_fn=_die_with_parent(signal.SIGTERM),
     )

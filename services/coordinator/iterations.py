@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from services.coordinator import events
 from services.coordinator.advance import Services, unfinished_jobs
+from services.coordinator.pipeline import STAGES
 from services.coordinator.progress import IterationProgress, progress_of
 from services.coordinator.start import start_run
 from shared.db import SessionDep
@@ -57,7 +58,7 @@ def read(session: Session, row: Iteration) -> IterationRead:
         seed_model=row.seed_model_id,
         parent_model=row.parent_model_id,
         result_model=row.result_model_id,
-        timings=row.timings,
+        timings={stage: row.timings[stage] for stage in STAGES if stage in row.timings},
         report=row.report,
         error=row.error,
         created_at=unix(row.created_at) or 0,

@@ -57,6 +57,10 @@ class Choose:
     """Take the best checkpoint, report, and finish."""
 
 
+STAGES = ("generate", "pair", "train", "validate")
+"""In their order; an iteration's own column says in which it is."""
+
+
 @dataclass(frozen=True)
 class Wait:
     stage: str

@@ -61,6 +61,7 @@ class ServingCache:
 
     def __init__(self) -> None:
         self._served: Served | None = None
+        self._engines: dict[str, EngineClient] = {}
         self._why = "no model is served yet; promote one with POST /models/{id}/promote"
 
     def current(self) -> Served:
@@ -105,8 +106,15 @@ class ServingCache:
         if model is None:
             self._served = None
         elif self._served is None or self._served.model != model:
-            # The client before is left to the requests that still use it.
-            self._served = Served(model, EngineClient(model.engine_url))
+            url = model.engine_url
+            if url not in self._engines:
+                self._engines[url] = EngineClient(url)
+            self._served = Served(model, self._engines[url].for_another_model())
+
+    async def close(self) -> None:
+        self._served = None
+        while self._engines:
+            await self._engines.popitem()[1].aclose()
 
     async def keep_looking(self) -> None:
         while True:
@@ -171,3 +179,4 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+    await CACHE.close()

@@ -39,7 +39,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+def write(folder: Path, dtype: torch.dtype = torch.float32, max_positions: int = 256) -> Path:
     """float32 by default, so that a test sees what was trained and not its rounding."""
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
@@ -50,7 +50,7 @@ def write(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=max_positions,
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
