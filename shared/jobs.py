@@ -94,7 +94,8 @@ def submit(
 
 def get(session: Session, job_id: uuid.UUID, *, lock: bool = False) -> Job:
     query = select(Job).where(Job.id == job_id).execution_options(populate_existing=True)
-    job = session.scalar(query.with_for_update() if lock else query)
+    # Not FOR UPDATE: rows of other shards that refer to the job, not yet committed, would block it.
+    job = session.scalar(query.with_for_update(key_share=True) if lock else query)
     if job is None:
         raise NotFound(f"no job {job_id}", param="id")
     return job

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -71,8 +72,10 @@ def prompt(n: int) -> Object:
 
 
 def some_good_some_bad(text: str, seed: int) -> str:
-    """Of the words asked for, or more; one in eight without a marker."""
+    """Of the words asked for, or more; one in eight without a marker. Behind one, just words."""
     words = "word " * (1 + seed % 5)
+    if not text.endswith("assistant\n"):
+        return words
     return f"hm, {seed % 7} it is. {'<R>' if seed % 8 else ''} {words}"
 
 
@@ -81,17 +84,24 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("platform")
     tiny = tiny_model.write(folder / "tiny", max_positions=1024)
     engine = ScriptedEngine(tiny, some_good_some_bad, max_model_len=1024)
-    with pytest.MonkeyPatch.context() as patch, scripted_engine.running(engine) as url:
+    chat_engine = ScriptedEngine(tiny, some_good_some_bad, max_model_len=1024)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        scripted_engine.running(engine) as url,
+        scripted_engine.running(chat_engine) as chat_url,
+    ):
         for variable in ("DATABASE_URL", "REDIS_URL", "MODEL_STORE"):
             patch.delenv(f"FORETHOUGHT_{variable}")
         patch.setenv("FORETHOUGHT_WORKER_ENGINE_URL", url)
-        patch.setenv("FORETHOUGHT_INFERENCE_ENGINE_URL", url)
+        patch.setenv("FORETHOUGHT_INFERENCE_ENGINE_URL", chat_url)
         options = Options(DataDir(folder / "data"))
         with running(options, lambda _: None, lambda _: None) as stack:
+            threading.Thread(target=stack.supervisor.supervise, daemon=True).start()
             client = Client(stack.url)
             client.register_model("seed", str(tiny))
             client.wait_for_model("seed")
             yield Platform(stack, engine, client)
+            client.close()
 
 
 @pytest.fixture
@@ -123,9 +133,8 @@ def test_two_iterations_each_on_the_others_model_and_on_fresh_prompts(platform: 
 
     model = platform.client.model(second["result_model"])
     assert model is not None
-    lineage = model["lineage"]
-    assert lineage["parent"] == first["result_model"]
-    assert set(lineage["versions"]) >= {"vllm", "trl", "torch"}
+    assert model["parent_id"] == first["result_model"]
+    assert set(model["lineage"]["versions"]) >= {"vllm", "trl", "torch"}
     used = platform.sql(
         "SELECT count(*), count(DISTINCT prompt_id) FROM completions c"
         " JOIN prompts p ON p.id = c.prompt_id WHERE p.split = 'train'"
@@ -153,7 +162,6 @@ def test_the_promoted_model_answers_in_chat(platform: Platform) -> None:
         return httpx2.post(f"{platform.stack.url}/v1/chat/completions", json=body)
 
     until(lambda: answer().status_code == 200, "the model is served")
-    assert str(platform.engine.weights).endswith(model["id"]) or platform.engine.weights.exists()
     message = answer().json()["choices"][0]["message"]["content"]
     assert message
     assert "it is." not in message
@@ -167,7 +175,7 @@ def test_no_pair_left_fails_with_the_counts(
     assert iteration["status"] == "failed"
     error = iteration["error"]
     assert error["stage"] == "pair"
-    assert "12 tie" in error["message"]
+    assert "none of the 12 prompts gave a pair (tie 12)" in error["message"]
 
 
 def test_a_run_ends_with_the_iteration_that_fails(
@@ -175,8 +183,9 @@ def test_a_run_ends_with_the_iteration_that_fails(
 ) -> None:
     script(lambda *_: "never a marker")
     first, second = platform.run(count=2)
-    assert (first["status"], second["status"]) == ("failed", "cancelled")
-    assert first["error"]["stage"] in ("generate", "pair")
+    assert (first["status"], second["status"]) == ("failed", "failed")
+    assert "(no_parsed_response 12)" in first["error"]["message"]
+    assert "iteration 1 of this run failed" in second["error"]["message"]
 
 
 def test_a_prompt_longer_than_the_context_is_named(platform: Platform) -> None:

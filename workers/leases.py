@@ -77,8 +77,9 @@ class Leases:
         """Commit the rows and the shard in one transaction; `LeaseLost` writes neither."""
         try:
             with transaction() as session:
-                write(session)
+                # The token first: rows of a shard that another has finished would clash with its.
                 jobs.finish(session, claim, result)
+                write(session)
         finally:
             self._forget(claim)
 

@@ -50,6 +50,9 @@ class Client:
             base_url=self.url, timeout=30.0, trust_env=False, transport=transport
         )
 
+    def close(self) -> None:
+        self._http.close()
+
     def _request(self, method: str, path: str, **options: Any) -> Object:
         try:
             response = self._http.request(method, path, **options)

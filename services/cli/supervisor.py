@@ -5,6 +5,7 @@ Single-threaded on purpose: the kernel's death signal belongs to the thread that
 
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -88,6 +89,7 @@ class Supervisor:
         self._run_dir = run_dir
         self._say = say
         self._running: dict[str, _Running] = {}
+        self._stopping = threading.Event()
 
     def __enter__(self) -> "Supervisor":
         self._log_dir.mkdir(parents=True, exist_ok=True)
@@ -128,14 +130,14 @@ class Supervisor:
             raise StackError(self._ended(service.name, code))
 
     def supervise(self) -> None:
-        """Restart what ends, for ever; `StackError` when something cannot be kept running."""
-        while True:
+        """Restart what ends, until `stop`; `StackError` when something cannot be kept running."""
+        while not self._stopping.wait(POLL_SECONDS):
             for running in self._running.values():
                 self._check(running)
-            time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
         """Stop all: first what uses the data servers, then these. Nothing of ours is left."""
+        self._stopping.set()
         for vital in (False, True):
             some = [r for r in self._running.values() if r.service.vital is vital]
             for running in some:

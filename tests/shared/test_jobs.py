@@ -6,14 +6,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from shared import jobs, recovery
 from shared.db import transaction
 from shared.errors import Conflict, NotFound
 from shared.jobs import Claim, LeaseLost, NewShard
-from shared.models import Job, JobKind, Shard, Status
+from shared.models import Completion, Job, JobKind, Shard, Status
 
 ERROR = {"code": "boom", "message": "it broke"}
 
@@ -228,3 +228,32 @@ def test_submitting_at_once_makes_one_job(clean_database: Engine) -> None:
     assert sorted(news) == [False] * 7 + [True]
     with transaction() as session:
         assert len(session.scalars(select(Shard).where(Shard.job_id == job_id)).all()) == 3
+
+
+def test_shards_of_one_job_may_be_finished_at_the_same_time(clean_database: Engine) -> None:
+    with transaction() as session:
+        job = submit(session)
+        claims = [must_claim(session, job) for _ in range(2)]
+    with Session(clean_database) as slow, transaction() as other:
+        slow.execute(insert(Completion).values(_completion(claims[0])))  # refers to the job's row
+        other.execute(text("SET LOCAL lock_timeout = '2s'"))
+        other.execute(insert(Completion).values(_completion(claims[1])))
+        jobs.finish(other, claims[1], {})
+        other.commit()
+        jobs.finish(slow, claims[0], {})
+        slow.commit()
+    with transaction() as session:
+        assert jobs.get(session, job.id).status is Status.succeeded
+
+
+def _completion(claim: Claim) -> dict[str, object]:
+    counts = dict.fromkeys(("prompt_tokens", "thought_tokens", "response_tokens", "seed"), 0)
+    return counts | {
+        "job_id": claim.job_id,
+        "shard_id": claim.shard_id,
+        "prompt_index": claim.index,
+        "sample_index": 0,
+        "output": "",
+        "truncated": False,
+        "forced": False,
+    }
