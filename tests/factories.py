@@ -3,9 +3,11 @@
 import uuid
 from typing import Any
 
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 
-from shared.models import Dataset, Model, Prompt, Split
+from shared.formats import GENERIC
+from shared.models import Dataset, Model, Prompt, Serving, Split
 
 CHECKS = [{"kind": "words", "at_most": 10, "at_least": None}]
 
@@ -36,4 +38,17 @@ def dataset(session: Session, train: int = 6, validation: int = 2, **given: Any)
         for i, split in enumerate(splits)
     )
     session.flush()
+    return row
+
+
+def served(session: Session, engine_url: str, **given: Any) -> Model:
+    """A promoted model, `demo@v1`, that the engine at this address serves."""
+    defaults = {
+        "name": "demo",
+        "thought_format": GENERIC.model_dump(),
+        "lineage": {"config": {"sampling": {"max_thought_tokens": 200}}},
+        "promoted_at": func.now(),
+    }
+    row = model(session, **(defaults | given))
+    session.add(Serving(engine_url=engine_url, model_id=row.id, state="ready", detail=""))
     return row

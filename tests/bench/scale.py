@@ -133,6 +133,7 @@ def _config(prompts: int, samples: int, tokens: int) -> Object:
             "max_thought_tokens": budget,
             "max_response_tokens": budget,
         },
+        "promote": "never",
         "training": {"batch_size": 256, "micro_batch_size": 8, "learning_rate": 1e-4},
     }
 

@@ -62,15 +62,7 @@ def engine_url(scripted: ScriptedEngine) -> Iterator[str]:
 def served(engine_url: str, url: str, clean_database: Engine) -> str:
     """The coordinator's address, which serves `demo@v1`."""
     with transaction() as session:
-        model = factories.model(
-            session,
-            name="demo",
-            thought_format=GENERIC.model_dump(),
-            lineage={"config": {"sampling": {"max_thought_tokens": 200}}},
-            promoted_at=func.now(),
-        )
-        id_ = model.id
-        session.add(Serving(engine_url=engine_url, model_id=id_, state="ready", detail=""))
+        id_ = factories.served(session, engine_url).id
     until(lambda: CACHE._served and CACHE._served.model.id == id_, "it serves")
     return url
 

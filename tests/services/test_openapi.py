@@ -1,0 +1,102 @@
+"""Every service against its own OpenAPI description: whatever it takes, it answers as it says."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import CheckFunction, not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from sqlalchemy import Engine
+
+from services.coordinator import serving as cache
+from services.coordinator.app import app as coordinator
+from services.generate.app import app as generate
+from services.judge.app import app as judge
+from services.train.app import app as train
+from shared.db import transaction
+from shared.settings import get_settings
+from tests import factories
+from tests.scripted_engine import ScriptedEngine, running, serving
+from tests.waiting import until
+from tests.workers import tiny_model
+
+EXAMPLES = 25
+CHECKS: list[CheckFunction] = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+some = settings(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+
+
+@pytest.fixture(scope="module")
+def urls(
+    engine: Engine, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """Addresses of the four services and of an engine that serves a model to chat."""
+    tiny = tiny_model.write(tmp_path_factory.mktemp("tiny"))
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        urls = {"engine": stack.enter_context(running(ScriptedEngine(tiny, lambda *_: "42")))}
+        for name, app in (("generate", generate), ("judge", judge), ("train", train)):
+            urls[name] = stack.enter_context(serving(app))
+            patch.setenv(f"FORETHOUGHT_{name.upper()}_URL", urls[name])
+        get_settings.cache_clear()
+        patch.setattr(cache, "LOOK_SECONDS", 0.05)
+        urls["coordinator"] = stack.enter_context(serving(coordinator))
+        yield urls
+    get_settings.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def served(urls: dict[str, str], clean_database: Engine) -> None:
+    """A model to chat with; what a service accepted is not for another test to find."""
+    with transaction() as session:
+        id_ = factories.served(session, urls["engine"]).id
+    until(lambda: cache.CACHE._served and cache.CACHE._served.model.id == id_, "it serves")
+
+
+def schema_of(app: Any) -> Any:
+    return schemathesis.openapi.from_dict(app.openapi())
+
+
+@schema_of(generate).parametrize()
+@some
+def test_generate(case: schemathesis.Case, urls: dict[str, str]) -> None:
+    case.call_and_validate(base_url=urls["generate"], checks=CHECKS)
+
+
+@schema_of(judge).parametrize()
+@some
+def test_judge(case: schemathesis.Case, urls: dict[str, str]) -> None:
+    case.call_and_validate(base_url=urls["judge"], checks=CHECKS)
+
+
+@schema_of(train).parametrize()
+@some
+def test_train(case: schemathesis.Case, urls: dict[str, str]) -> None:
+    case.call_and_validate(base_url=urls["train"], checks=CHECKS)
+
+
+@schema_of(coordinator).parametrize()
+@some
+def test_coordinator(case: schemathesis.Case, urls: dict[str, str]) -> None:
+    case.call_and_validate(base_url=urls["coordinator"], checks=CHECKS)
+
+
+@pytest.mark.parametrize("app", [generate, judge, train, coordinator], ids=lambda a: a.title)
+def test_errors_are_described_as_they_come(app: Any) -> None:
+    """FastAPI would promise a 422 in a shape of its own."""
+    for path, methods in app.openapi()["paths"].items():
+        for method, operation in methods.items():
+            assert "422" not in operation["responses"], f"{method} {path}"
