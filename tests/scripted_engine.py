@@ -59,6 +59,8 @@ class ScriptedEngine:
     """Swaps report success and change nothing."""
     breaks_after: int | None = None
     """A stream ends without a word after so many tokens."""
+    probes: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
+    """Log-probabilities for these ids, whatever the weights are."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of the generation requests so far."""
     aborted: int = 0
@@ -96,6 +98,8 @@ class ScriptedEngine:
 
     def logprobs(self, ids: list[int]) -> list[float]:
         """Of each id but the first: the trainer's for its probe, made up from the weights else."""
+        if tuple(ids) in self.probes:
+            return self.probes[tuple(ids)]
         probe = self.weights / "probe.json"
         if probe.exists() and (known := json.loads(probe.read_text()))["token_ids"] == ids:
             return [float(value) for value in known["logprobs"]]

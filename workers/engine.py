@@ -129,6 +129,11 @@ class Engine:
         if process is not None:
             process.stop()
 
+    def close(self) -> None:
+        """`stop`, for good."""
+        self.stop()
+        self._admin.close()
+
     def _works(self) -> bool:
         if not self.alive():
             return False

@@ -35,6 +35,9 @@ class EngineAdmin:
         self.url = url
         self._http = httpx2.Client(base_url=url, timeout=CALL_SECONDS, trust_env=False)
 
+    def close(self) -> None:
+        self._http.close()
+
     def healthy(self) -> bool:
         """Whether the server answers at all; not whether it works, see `canary`."""
         try:

@@ -77,7 +77,7 @@ class Runtime:
         deadline = time.monotonic() + GRACE_SECONDS + 4
         while self._running and time.monotonic() < deadline:
             time.sleep(0.1)
-        self._engine.stop()
+        self._engine.close()
 
     @contextmanager
     def _needs(self, kind: JobKind, job_id: uuid.UUID) -> Iterator[list[str]]:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import struct
 import sys
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def _from_gguf(path: Path, folder: Path, source: str) -> None:
             path.parent, gguf_file=path.name, dtype=torch.float32
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+    except (OSError, ValueError, LookupError, NotImplementedError, struct.error) as error:
         raise UnpackError(f"{path} cannot be read as a GGUF model: {error}") from error
     # The loaded model still carries its quantization and would not save: a plain twin does.
     fields = loaded.config.to_dict()

@@ -1,0 +1,32 @@
+"""The control plane stays light: what runs all the time loads no ML library."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "pandas"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "services.coordinator.app",
+        "services.coordinator.loop",
+        "services.generate.app",
+        "services.judge.app",
+        "services.train.app",
+        "workers.tasks",
+        "workers.runtime",
+        "workers.inference",
+        "workers.generate",
+        "workers.judge",
+        "workers.train_job",
+        "services.cli.main",
+    ],
+)
+def test_a_process_that_stays_loads_no_ml_library(module: str) -> None:
+    code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert HEAVY.isdisjoint(json.loads(done.stdout.splitlines()[-1]))

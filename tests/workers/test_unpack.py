@@ -1,0 +1,91 @@
+"""Model folders from what users have: the bundled model, a GGUF file, a folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.workers import tiny_model
+from workers.unpack import UnpackError, bundled_gguf, unpack, unpack_to
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack("bundled", tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return tiny_model.write(tmp_path / "tiny")
+
+
+def test_the_bundled_model_becomes_a_folder_that_loads(bundled: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(bundled)
+    assert model.num_parameters() == 134_515_008
+    tokenizer = AutoTokenizer.from_pretrained(bundled)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text.endswith("<|im_start|>assistant\n")
+    probe = json.loads((bundled / "probe.json").read_text())
+    assert len(probe["logprobs"]) == len(probe["token_ids"]) - 1
+
+
+def test_unpacking_again_is_finding_it(bundled: Path) -> None:
+    before = (bundled / "model.safetensors").stat().st_mtime_ns
+    assert unpack("bundled", bundled.parent) == bundled
+    assert (bundled / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_gguf_file_is_the_same_model(bundled: Path, tmp_path: Path) -> None:
+    file = tmp_path / "my model.gguf"
+    shutil.copy(bundled_gguf(), file)
+    folder = unpack(str(file), tmp_path / "base")
+    weights = [(f / "model.safetensors").read_bytes() for f in (folder, bundled)]
+    assert weights[0] == weights[1]
+
+
+def test_a_folder_is_used_where_it_is(tiny: Path, tmp_path: Path) -> None:
+    assert unpack(str(tiny), tmp_path / "base") == tiny
+    assert (tiny / "probe.json").exists()
+
+
+def test_a_folder_made_by_another_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UnpackError, match="not made by this command"):
+        unpack_to("bundled", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (lambda f: (f / "model.safetensors").unlink(), "no .safetensors"),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "no tokenizer that can be read"),
+        (lambda f: (f / "chat_template.jinja").unlink(), "no chat template"),
+    ],
+)
+def test_an_incomplete_folder_is_refused_by_what_it_lacks(
+    tiny: Path, change: object, message: str
+) -> None:
+    assert callable(change)
+    change(tiny)
+    with pytest.raises(UnpackError, match=message):
+        unpack(str(tiny), tiny.parent)
+
+
+def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF or not")
+    with pytest.raises(UnpackError, match="cannot be read as a GGUF model"):
+        unpack(str(tmp_path / "broken.gguf"), tmp_path / "base")
+    with pytest.raises(UnpackError, match="neither a folder nor a"):
+        unpack(str(tmp_path / "nothing"), tmp_path / "base")
+    with pytest.raises(UnpackError, match="is no folder, GGUF file or Hub id"):
+        unpack("not a model!", tmp_path / "base")
+    with pytest.raises(UnpackError, match="cannot be fetched"):
+        unpack("nobody/nothing", tmp_path / "base")
+    assert list((tmp_path / "base").glob("*")) == []
