@@ -1,7 +1,7 @@
 """`make bench-scale`: an iteration at the paper's size, 5,000 prompts x 8 samples x 1,000 tokens.
 
 The real control plane (Postgres, Valkey, services, loop, worker and its stages), and an engine that
-answers at once. TRL trains a model of 30,000 weights; its seconds are its own and stand apart. What
+answers at once. TRL trains a model of 20,000 weights; its seconds are its own and stand apart. What
 remains is the platform's, with the stand-in's share of the two cores.
 """
 
@@ -73,7 +73,7 @@ def main() -> None:
 def measure(prompts: int, samples: int, tokens: int, console: Console) -> Measured:
     with tempfile.TemporaryDirectory(prefix="forethought-scale-") as name:
         folder = Path(name)
-        tiny = tiny_model.write(folder / "tiny", max_positions=4096)
+        tiny = tiny_model.write(folder / "tiny", max_positions=4096, layers=1)
         with _engine(tiny, tokens) as url:
             os.environ["FORETHOUGHT_WORKER_ENGINE_URL"] = url
             os.environ["FORETHOUGHT_INFERENCE_ENGINE_URL"] = url

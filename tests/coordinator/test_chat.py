@@ -9,6 +9,7 @@ import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletion
 from sqlalchemy import Engine, delete, func
 
 from services.coordinator import chat
@@ -32,7 +33,7 @@ ANSWERS = st.lists(
     ),
     max_size=8,
 ).map("".join)  # fmt: skip
-QUESTION = [{"role": "user", "content": "What is 17 + 25?"}]
+QUESTION: list[Any] = [{"role": "user", "content": "What is 17 + 25?"}]
 
 
 def script(answer: str, thought: str = THOUGHT) -> Any:
@@ -70,6 +71,12 @@ def served(engine_url: str, url: str, clean_database: Engine) -> str:
 @pytest.fixture
 def client(served: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{served}/v1", api_key="none", max_retries=0)
+
+
+def thought_tokens(answer: ChatCompletion) -> int | None:
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    return answer.usage.completion_tokens_details.reasoning_tokens
 
 
 def streamed(client: openai.OpenAI, **request: Any) -> tuple[str, Any, str]:
@@ -124,20 +131,19 @@ def test_tokens_are_counted_where_they_were_generated(
     client: openai.OpenAI, scripted: ScriptedEngine
 ) -> None:
     scripted.script = script("Forty two.")
-    usage = client.chat.completions.create(model="demo", messages=QUESTION, n=2).usage
-    assert usage is not None
-    assert usage.completion_tokens_details is not None
+    answer = client.chat.completions.create(model="demo", messages=QUESTION, n=2)
+    assert answer.usage is not None
     # The marker ends a thought; what the script writes behind it is not generated.
     thought = len(THOUGHT.rstrip())
-    assert usage.completion_tokens_details.reasoning_tokens == 2 * thought
-    assert usage.completion_tokens == 2 * (thought + len("Forty two.") + 1)
+    assert thought_tokens(answer) == 2 * thought
+    assert answer.usage.completion_tokens == 2 * (thought + len("Forty two.") + 1)
 
 
 def test_the_thought_prompt_is_around_the_newest_question_only(
     client: openai.OpenAI, scripted: ScriptedEngine
 ) -> None:
     scripted.script, before = script("Forty two."), len(scripted.requests)
-    history = [
+    history: list[Any] = [
         {"role": "user", "content": "Hello?"},
         {"role": "assistant", "content": "Hi."},
         *QUESTION,
@@ -156,7 +162,7 @@ def test_effort_none_answers_without_thinking(
         model="demo", messages=QUESTION, reasoning_effort="none"
     )
     assert answer.choices[0].message.content == "Forty two."
-    assert answer.usage.completion_tokens_details.reasoning_tokens == 0
+    assert thought_tokens(answer) == 0
 
 
 def test_it_stops_at_a_stop_string(client: openai.OpenAI, scripted: ScriptedEngine) -> None:
@@ -275,4 +281,4 @@ def test_a_format_without_thoughts_answers_at_once(
     scripted.script = lambda *_: "Forty two."
     answer = client.chat.completions.create(model="direct", messages=QUESTION)
     assert answer.choices[0].message.content == "Forty two."
-    assert answer.usage.completion_tokens_details.reasoning_tokens == 0
+    assert thought_tokens(answer) == 0

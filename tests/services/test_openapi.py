@@ -1,6 +1,6 @@
 """Every service against its own OpenAPI description: whatever it takes, it answers as it says."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -28,6 +28,7 @@ from tests.waiting import until
 from tests.workers import tiny_model
 
 EXAMPLES = 25
+Test = Callable[[Any, dict[str, str]], None]
 CHECKS: list[CheckFunction] = [
     not_a_server_error,
     status_code_conformance,
@@ -66,31 +67,34 @@ def served(urls: dict[str, str], clean_database: Engine) -> None:
     until(lambda: cache.CACHE._served and cache.CACHE._served.model.id == id_, "it serves")
 
 
-def schema_of(app: Any) -> Any:
-    return schemathesis.openapi.from_dict(app.openapi())
+def examples_of(app: Any) -> Callable[[Test], Test]:
+    """Runs a test on requests that the app's description allows, and on some that it does not."""
+    schema = schemathesis.openapi.from_dict(app.openapi())
+
+    def decorated(test: Test) -> Test:
+        ours: Test = schema.parametrize()(some(test))
+        return ours
+
+    return decorated
 
 
-@schema_of(generate).parametrize()
-@some
-def test_generate(case: schemathesis.Case, urls: dict[str, str]) -> None:
+@examples_of(generate)
+def test_generate(case: Any, urls: dict[str, str]) -> None:
     case.call_and_validate(base_url=urls["generate"], checks=CHECKS)
 
 
-@schema_of(judge).parametrize()
-@some
-def test_judge(case: schemathesis.Case, urls: dict[str, str]) -> None:
+@examples_of(judge)
+def test_judge(case: Any, urls: dict[str, str]) -> None:
     case.call_and_validate(base_url=urls["judge"], checks=CHECKS)
 
 
-@schema_of(train).parametrize()
-@some
-def test_train(case: schemathesis.Case, urls: dict[str, str]) -> None:
+@examples_of(train)
+def test_train(case: Any, urls: dict[str, str]) -> None:
     case.call_and_validate(base_url=urls["train"], checks=CHECKS)
 
 
-@schema_of(coordinator).parametrize()
-@some
-def test_coordinator(case: schemathesis.Case, urls: dict[str, str]) -> None:
+@examples_of(coordinator)
+def test_coordinator(case: Any, urls: dict[str, str]) -> None:
     case.call_and_validate(base_url=urls["coordinator"], checks=CHECKS)
 
 

@@ -5,7 +5,6 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def config(base: Path, tmp_path: Path) -> TrainConfig:
 
 
 @pytest.fixture
-def trained(config: TrainConfig) -> Iterator[tuple[TrainConfig, dict[str, Any]]]:
+def trained(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
     return config, main(config)
 
 

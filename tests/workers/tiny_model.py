@@ -39,7 +39,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write(folder: Path, dtype: torch.dtype = torch.float32, max_positions: int = 256) -> Path:
+def write(
+    folder: Path, dtype: torch.dtype = torch.float32, max_positions: int = 256, layers: int = 2
+) -> Path:
     """float32 by default, so that a test sees what was trained and not its rounding."""
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
@@ -47,7 +49,7 @@ def write(folder: Path, dtype: torch.dtype = torch.float32, max_positions: int =
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=max_positions,
