@@ -116,10 +116,9 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-        started = time.time()
         while child.poll() is None:
             if (latest := metrics.latest()) is not None:
-                held.report(claim, latest | {"started_at": started})
+                held.report(claim, latest)
             time.sleep(POLL_SECONDS)
     if child.returncode == 0:
         return

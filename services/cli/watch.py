@@ -30,7 +30,7 @@ def watch(client: Client, run_id: str, console: Console) -> list[Object]:
 
 
 def describe(progress: Object) -> str:
-    """`3/12 shards · 145 tokens/s · 40 s left`, as far as each is known."""
+    """`3/12 shards · 145 tokens/s · 40 s left`, as far as each is known, or what is waited for."""
     parts = []
     if progress["total"]:
         parts.append(f"{progress['done']}/{progress['total']} {progress['unit']}")
@@ -38,6 +38,8 @@ def describe(progress: Object) -> str:
         parts.append(f"{speed:,.0f} tokens/s")
     if (eta := progress["eta_seconds"]) is not None:
         parts.append(f"{duration(eta)} left")
+    if progress["note"]:
+        parts.append(progress["note"])
     return " · ".join(parts)
 
 

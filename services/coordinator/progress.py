@@ -20,6 +20,8 @@ class IterationProgress(BaseModel):
     unit: Literal["shards", "steps"]
     tokens_per_second: float | None
     eta_seconds: float | None
+    note: str | None
+    """What goes on while nothing can be counted yet."""
 
 
 def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
@@ -44,6 +46,7 @@ def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
         unit="shards",
         tokens_per_second=round(tokens / seconds, 1) if tokens and seconds else None,
         eta_seconds=_eta(done, total, seconds),
+        note=None if seconds or not jobs else "waiting for a worker's engine to start",
     )
 
 
@@ -73,15 +76,16 @@ def _training(session: Session, iteration: Iteration) -> IterationProgress:
     job = session.get(Job, job_id(iteration.id, "train"))
     shard = (progress(session, job.id).shard if job else None) or {}
     done, total = int(shard.get("step", 0)), int(shard.get("total_steps", 0))
-    started = shard.get("started_at")
-    seconds = datetime.now(UTC).timestamp() - started if started else 0.0
+    # By the last step: what came before the first, as the reference's pass, is not repeated.
+    eta = round(shard["seconds"] * (total - done), 1) if "seconds" in shard else None
     return IterationProgress(
         stage="train",
         done=done,
         total=total,
         unit="steps",
         tokens_per_second=shard.get("tokens_per_second"),
-        eta_seconds=_eta(done, total, seconds),
+        eta_seconds=eta,
+        note=None if done else "loading the model, computing the reference",
     )
 
 

@@ -39,7 +39,7 @@ def iteration(number: int, status: str, **changes: Any) -> dict[str, Any]:
         "number": number,
         "status": status,
         "stage": "generate",
-        "progress": {**progress, "tokens_per_second": 145.2, "eta_seconds": 75.0},
+        "progress": {**progress, "tokens_per_second": 145.2, "eta_seconds": 75.0, "note": None},
         "timings": {"generate": 61.4},
         "report": None,
         "error": None,
