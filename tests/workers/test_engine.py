@@ -17,7 +17,6 @@ from tests.scripted_engine import ScriptedEngine, running
 from tests.workers import tiny_model
 from workers.engine import Engine, EngineStartError, ModelWeights, SwapError
 from workers.model_folder import write_probe
-from workers.unpack import unpack
 from workers.weights import weights_sha256
 
 
@@ -98,10 +97,6 @@ class TestSwap:
 @pytest.mark.vllm
 @pytest.mark.slow
 class TestRealServer:
-    @pytest.fixture(scope="class")
-    def bundled(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        return unpack("bundled", tmp_path_factory.mktemp("base"))
-
     @pytest.fixture
     def engine(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Engine]:
         monkeypatch.setenv("FORETHOUGHT_LOG_DIR", str(tmp_path))

@@ -13,11 +13,6 @@ from workers.unpack import UnpackError, bundled_gguf, unpack, unpack_to
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpack("bundled", tmp_path_factory.mktemp("base"))
-
-
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     return tiny_model.write(tmp_path / "tiny")
