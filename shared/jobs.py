@@ -141,6 +141,7 @@ def claim(
     shard.status = Status.running
     shard.attempt += 1
     shard.token = uuid.uuid4()
+    shard.progress = None
     shard.worker = worker
     shard.started_at = now
     shard.lease_until = cast(datetime, _from_now(lease_seconds))

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, TypeVarTuple
 
 from pydantic import BaseModel
 from sqlalchemy import Select, tuple_
@@ -12,6 +12,7 @@ from shared.errors import InvalidRequest
 
 Row = TypeVar("Row")
 Item = TypeVar("Item", bound=BaseModel)
+Columns = TypeVarTuple("Columns")
 
 
 class Page(BaseModel, Generic[Item]):
@@ -54,14 +55,17 @@ def page(
 
 def page_by_number(
     session: Session,
-    query: Select[Row],
+    query: Select[*Columns],
     table: Any,
     after: int | None,
     limit: int,
-    read: Callable[[Row], Item],
+    read: Callable[[*Columns], Item],
 ) -> Page[Item]:
-    """A page in the order of a numeric id, oldest first: bulk results are read front to back."""
+    """A page in the order of a numeric id, oldest first: bulk results are read front to back.
+
+    `read` gets the columns of a row, of which the first is the `table`'s.
+    """
     if after is not None:
         query = query.where(table.id > after)
-    rows = list(session.scalars(query.order_by(table.id).limit(limit + 1)))
-    return listed([read(row) for row in rows[:limit]], len(rows) > limit)
+    rows = session.execute(query.order_by(table.id).limit(limit + 1)).all()
+    return listed([read(*row) for row in rows[:limit]], len(rows) > limit)

@@ -96,8 +96,17 @@ class Generation:
         return claim
 
     async def _shard(self, claim: Claim, prompts: list[ShardPrompt]) -> None:
+        so_far = {"share": 0.0, "tokens": 0}
+
+        async def counted(prompt: ShardPrompt) -> list[Output]:
+            outputs = await self._prompt(prompt)
+            so_far["share"] += 1 / len(prompts)
+            so_far["tokens"] += sum(o.thought_tokens + o.response_tokens for o in outputs)
+            self._held.report(claim, dict(so_far))
+            return outputs
+
         try:
-            groups = await asyncio.gather(*(self._prompt(p) for p in prompts))
+            groups = await asyncio.gather(*(counted(p) for p in prompts))
             rows = [
                 _row(claim, prompt, k, output)
                 for prompt, group in zip(prompts, groups, strict=True)

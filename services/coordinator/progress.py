@@ -29,11 +29,14 @@ def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
         return _training(session, iteration)
     kinds = (JobKind.generate, JobKind.judge)
     jobs = [] if iteration.status.terminal else _stage_jobs(session, iteration)
-    done, total, tokens = session.execute(
+    running = Shard.status == Status.running
+    done, total, share, tokens = session.execute(
         select(
             func.count().filter(Shard.status == Status.succeeded),
             func.count(),
-            func.coalesce(func.sum(Shard.result["tokens"].as_integer()), 0),
+            func.coalesce(func.sum(Shard.progress["share"].as_float()).filter(running), 0.0),
+            func.coalesce(func.sum(Shard.result["tokens"].as_integer()), 0)
+            + func.coalesce(func.sum(Shard.progress["tokens"].as_integer()).filter(running), 0),
         )
         .join(Job, Job.id == Shard.job_id)
         .where(Shard.job_id.in_([j.id for j in jobs]), Job.kind.in_(kinds))
@@ -45,7 +48,7 @@ def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
         total=total,
         unit="shards",
         tokens_per_second=round(tokens / seconds, 1) if tokens and seconds else None,
-        eta_seconds=_eta(done, total, seconds),
+        eta_seconds=_eta(done + share, total, seconds),
         note=None if seconds or not jobs else "waiting for a worker's engine to start",
     )
 
@@ -89,5 +92,5 @@ def _training(session: Session, iteration: Iteration) -> IterationProgress:
     )
 
 
-def _eta(done: int, total: int, seconds: float) -> float | None:
+def _eta(done: float, total: int, seconds: float) -> float | None:
     return round(seconds / done * (total - done), 1) if done and seconds else None

@@ -4,7 +4,8 @@ import uuid
 
 from fastapi import APIRouter
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import and_, select
+from sqlalchemy.orm import aliased
 
 from services.coordinator.iterations import find
 from services.coordinator.state import job_id
@@ -41,12 +42,19 @@ def list_pairs(
 ) -> Page[PairRead]:
     find(session, iteration_id)
 
-    def read_pair(row: Pair) -> PairRead:
-        chosen = session.get_one(Completion, row.chosen_id)
-        rejected = session.get_one(Completion, row.rejected_id)
+    chosen, rejected = aliased(Completion), aliased(Completion)
+    query = (
+        select(Pair, Prompt.text, chosen, rejected)
+        .join(Prompt, Prompt.id == Pair.prompt_id)
+        .join(chosen, chosen.id == Pair.chosen_id)
+        .join(rejected, rejected.id == Pair.rejected_id)
+        .where(Pair.iteration_id == iteration_id)
+    )
+
+    def read_pair(row: Pair, prompt: str, chosen: Completion, rejected: Completion) -> PairRead:
         return PairRead(
             id=row.id,
-            prompt=session.get_one(Prompt, row.prompt_id).text,
+            prompt=prompt,
             chosen=chosen.response,
             rejected=rejected.response,
             chosen_output=chosen.output if thoughts else None,
@@ -56,7 +64,6 @@ def list_pairs(
             margin=row.margin,
         )
 
-    query = select(Pair).where(Pair.iteration_id == iteration_id)
     return page_by_number(session, query, Pair, after, limit, read_pair)
 
 
@@ -82,17 +89,21 @@ def list_completions(
     limit: Limit = 100,
 ) -> Page[CandidateRead]:
     find(session, iteration_id)
-    judge_id = job_id(iteration_id, "judge")
+    judged = and_(
+        Judgment.completion_id == Completion.id,
+        Judgment.job_id == job_id(iteration_id, "judge"),
+    )
+    query = (
+        select(Completion, Prompt.text, Judgment.score)
+        .join(Prompt, Prompt.id == Completion.prompt_id)
+        .outerjoin(Judgment, judged)
+        .where(Completion.job_id == job_id(iteration_id, "generate"))
+    )
 
-    def read_candidate(row: Completion) -> CandidateRead:
-        score = session.scalar(
-            select(Judgment.score).where(
-                Judgment.job_id == judge_id, Judgment.completion_id == row.id
-            )
-        )
+    def read_candidate(row: Completion, prompt: str, score: float | None) -> CandidateRead:
         return CandidateRead(
             id=row.id,
-            prompt=session.get_one(Prompt, row.prompt_id).text,
+            prompt=prompt,
             sample_index=row.sample_index,
             response=row.response,
             output=row.output if thoughts else None,
@@ -101,5 +112,4 @@ def list_completions(
             response_tokens=row.response_tokens,
         )
 
-    query = select(Completion).where(Completion.job_id == job_id(iteration_id, "generate"))
     return page_by_number(session, query, Completion, after, limit, read_candidate)

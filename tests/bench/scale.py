@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, LiteralString
 
 import psutil
 import psycopg
@@ -36,6 +37,15 @@ from tests.workers import tiny_model
 NAME = re.compile(r"services\.\w+\.app|services\.coordinator\.loop|workers\.\w+|postgres|valkey")
 SAMPLE_SECONDS = 0.5
 MIB = 2**20
+TRAIN_SECONDS = "SELECT result->>'train_seconds' FROM jobs WHERE kind = 'train'"
+LONGEST_WAIT = """
+    WITH train AS (SELECT * FROM jobs WHERE kind = 'train')
+    SELECT extract(epoch FROM greatest(
+        (SELECT min(train.created_at) - max(jobs.finished_at) FROM jobs, train
+            WHERE jobs.kind IN ('generate', 'judge') AND jobs.created_at < train.created_at),
+        (SELECT min(jobs.created_at) - max(train.finished_at) FROM jobs, train
+            WHERE jobs.kind = 'generate' AND jobs.created_at > train.created_at)))
+"""
 
 
 @dataclass
@@ -43,6 +53,8 @@ class Measured:
     iteration: Object
     seconds: float
     train_seconds: float
+    wait: float
+    """Longest time from the end of a stage's last job to the next stage's first."""
     memory: dict[str, int]
     """Most bytes that a process of a name has held, shared pages divided among their holders."""
 
@@ -92,7 +104,10 @@ def measure(prompts: int, samples: int, tokens: int, console: Console) -> Measur
                 if iteration["status"] != "succeeded":
                     raise SystemExit(f"it failed: {iteration['error']}")
                 database = stack.env["FORETHOUGHT_DATABASE_URL"].replace("+psycopg", "")
-                return Measured(iteration, seconds, _train_seconds(database), peaks)
+                with psycopg.connect(database) as connection:
+                    train = _number(connection, TRAIN_SECONDS)
+                    wait = _number(connection, LONGEST_WAIT)
+                return Measured(iteration, seconds, train, wait, peaks)
 
 
 @contextmanager
@@ -138,10 +153,8 @@ def _config(prompts: int, samples: int, tokens: int) -> Object:
     }
 
 
-def _train_seconds(database: str) -> float:
-    with psycopg.connect(database) as connection:
-        query = "SELECT result->>'train_seconds' FROM jobs WHERE kind = 'train'"
-        row = connection.execute(query).fetchone()
+def _number(connection: "psycopg.Connection[tuple[Any, ...]]", query: LiteralString) -> float:
+    row = connection.execute(query).fetchone()
     assert row is not None
     return float(row[0])
 
@@ -181,6 +194,7 @@ def show(measured: Measured, console: Console) -> None:
         table.add_row(*row)
     table.add_row("of it in TRL", f"{measured.train_seconds:.1f} s")
     table.add_row("the platform's own", f"[bold]{measured.own_seconds:.1f} s")
+    table.add_row("longest wait between stages", f"{measured.wait:.2f} s")
     rate = report["completions"] / measured.iteration["timings"]["generate"]
     table.add_row("rows generated and judged", f"{rate:.0f} a second")
     table.add_section()
