@@ -160,9 +160,10 @@ class Engine:
         self._wait_ready(process, started + settings.engine_start_timeout_s)
         try:
             self._verify(model, before=None)
-        except EngineError:
+        except EngineError as error:
             self.stop()
-            raise
+            message = f"{error}; the engine's last lines:\n{process.last_lines()}"
+            raise EngineError(message) from error
         log.info("engine started", extra={"seconds": round(time.monotonic() - started, 1)})
 
     def _wait_ready(self, process: ServerProcess, deadline: float) -> None:

@@ -132,6 +132,9 @@ def environment() -> dict[str, str]:
     """The caller's environment over our defaults; what swapping needs over both."""
     defaults = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if not has_gpu():
+        # For prompt_logprobs it would call a C++ compiler, which may be missing, and fails in a
+        # folder with a space.
+        defaults["TORCHDYNAMO_DISABLE"] = "1"
         # Gibibytes; its own default is half of the machine's memory, and two engines may run.
         defaults["VLLM_CPU_KVCACHE_SPACE"] = "2"
         if (os.cpu_count() or 1) <= FEW_CORES:

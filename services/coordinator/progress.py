@@ -49,7 +49,7 @@ def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
         unit="shards",
         tokens_per_second=round(tokens / seconds, 1) if tokens and seconds else None,
         eta_seconds=_eta(done + share, total, seconds),
-        note=None if seconds or not jobs else "waiting for a worker's engine to start",
+        note=None if seconds or not jobs else "waiting for a worker and its engine",
     )
 
 
