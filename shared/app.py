@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
+from psycopg.errors import DiskFull
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
@@ -93,6 +94,9 @@ async def _data_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _database_away(_: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, OperationalError) and isinstance(error.orig, DiskFull):
+        message = "the database's disk is full; free some space and retry"
+        return error_response(Unavailable(message, code="disk_full"))
     return error_response(
         Unavailable("the database is away; retry shortly", code="database_away", retry_after=2)
     )

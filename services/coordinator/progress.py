@@ -12,6 +12,9 @@ from services.coordinator.state import job_id
 from shared.job_routes import progress
 from shared.models import Evaluation, Iteration, Job, JobKind, Shard, Status
 
+TELLING_SHARE = 0.1
+"""A speed from less of a stage than this would be far too low: what is under way is not counted."""
+
 
 class IterationProgress(BaseModel):
     stage: str
@@ -41,14 +44,15 @@ def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
         .join(Job, Job.id == Shard.job_id)
         .where(Shard.job_id.in_([j.id for j in jobs]), Job.kind.in_(kinds))
     ).one()
-    seconds = _busy_seconds(jobs)
+    seconds, made = _busy_seconds(jobs), done + share
+    telling = made > TELLING_SHARE * total
     return IterationProgress(
         stage=iteration.stage,
         done=done,
         total=total,
         unit="shards",
-        tokens_per_second=round(tokens / seconds, 1) if tokens and seconds else None,
-        eta_seconds=_eta(done + share, total, seconds),
+        tokens_per_second=round(tokens / seconds, 1) if telling and seconds else None,
+        eta_seconds=round(seconds / made * (total - made), 1) if telling and seconds else None,
         note=None if seconds or not jobs else "waiting for a worker and its engine",
     )
 
@@ -90,7 +94,3 @@ def _training(session: Session, iteration: Iteration) -> IterationProgress:
         eta_seconds=eta,
         note=None if done else "loading the model, computing the reference",
     )
-
-
-def _eta(done: float, total: int, seconds: float) -> float | None:
-    return round(seconds / done * (total - done), 1) if done and seconds else None
