@@ -26,14 +26,21 @@ def chat_client(url: str) -> openai.OpenAI:
 
 
 def ask(
-    client: openai.OpenAI, model: str, messages: Messages, waiting: Callable[[], None]
+    client: openai.OpenAI,
+    model: str,
+    messages: Messages,
+    most_tokens: int,
+    waiting: Callable[[], None],
 ) -> ChatCompletion:
-    """One answer; waits while the model is loading, calling `waiting` each time it is told so."""
+    """One answer of at most `most_tokens`, its thought included; waits while the model is loading,
+    calling `waiting` each time it is told so."""
     deadline = time.monotonic() + LOADING_SECONDS
     with _readable_errors():
         while True:
             try:
-                return client.chat.completions.create(model=model, messages=messages)
+                return client.chat.completions.create(
+                    model=model, messages=messages, max_completion_tokens=most_tokens
+                )
             except openai.InternalServerError as error:
                 if error.status_code != 503 or time.monotonic() > deadline:
                     raise

@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parents[2] / "configs" / "demo"
 SEED_MODEL = "smollm2-135m-instruct"
 DATASET = "demo"
 QUESTION = "Give me three tips for learning to play the piano."
+MOST_TOKENS = 256
 START_SECONDS = 180.0
 
 
@@ -112,6 +113,7 @@ def chat(url: str, model: str, console: Console) -> None:
             client,
             model,
             [{"role": "user", "content": QUESTION}],
+            MOST_TOKENS,
             waiting=lambda: status.update(f"{model} is being loaded"),
         )
     console.print(f"\n[bold]You:[/] {QUESTION}")
