@@ -28,15 +28,29 @@ def resume(session: Session, job_id: uuid.UUID) -> Job:
 
 
 def release(
-    session: Session, job_id: uuid.UUID, worker: str, error: Json, *, max_attempts: int
+    session: Session,
+    job_id: uuid.UUID,
+    worker: str,
+    error: Json,
+    *,
+    max_attempts: int,
+    counts: bool = True,
 ) -> int:
-    """Give back what a worker that has exited still held; returns how many shards that were."""
+    """Give back what a worker that has exited still held; returns how many shards that were.
+
+    Where the attempt does not count, as at an orderly stop, another worker may begin at once.
+    """
     held = session.scalars(
         select(Shard).where(
             Shard.job_id == job_id, Shard.worker == worker, Shard.status == Status.running
         )
     ).all()
+    if held and not counts:
+        get(session, job_id, lock=True).sent_at = None
     for shard in held:
+        if not counts:
+            shard.status, shard.attempt, shard.token = Status.queued, shard.attempt - 1, None
+            continue
         assert shard.token is not None
         claim = Claim(shard.id, job_id, shard.index, shard.payload, shard.attempt, shard.token)
         fail(session, claim, error, max_attempts=max_attempts)

@@ -173,6 +173,8 @@ def test_a_prompt_longer_than_the_context_is_named(scripted: Scripted) -> None:
     assert iteration["status"] == "failed"
     assert iteration["error"]["stage"] == "generate"
     assert re.search(r"prompt \d+ has 2\d{3} tokens", iteration["error"]["message"])
+    unfinished = "SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')"
+    assert scripted.platform.sql(unfinished) == [(0,)], "its other jobs go on for nobody"
 
 
 def test_what_trl_refuses_is_said_in_its_words(scripted: Scripted) -> None:

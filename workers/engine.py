@@ -5,7 +5,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,14 +114,21 @@ class Engine:
         if not (sleeps and get_settings().sleep_engine_while_training):
             yield
             return
-        with self._lock:
-            self._admin.sleep()
+        self._or_stop(self._admin.sleep)
         try:
             yield
         finally:
-            with self._lock:
-                if self.alive():
-                    self._admin.wake()
+            if self.alive():
+                self._or_stop(self._admin.wake)
+
+    def _or_stop(self, call: Callable[[], None]) -> None:
+        """An engine that fails at this frees the device by ending; the next `ensure` starts it."""
+        with self._lock:
+            try:
+                call()
+            except EngineError as error:
+                log.warning("stopping the engine: %s", error)
+                self.stop()
 
     def stop(self) -> None:
         """End the server with everything it started; also from beside an `ensure`, which fails."""

@@ -9,8 +9,9 @@ import asyncio
 import hashlib
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
@@ -30,6 +31,7 @@ from workers.stage import arguments, start
 from workers.token_split import TokenSplitter
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
@@ -58,6 +60,7 @@ class Generation:
         self._target = 2 * get_settings().max_num_seqs
         self._under_way = 0
         self._freed = asyncio.Event()
+        self._engine_failed = False
         self._versions: dict[str, str] = {}
         self._max_len = 0
 
@@ -66,8 +69,8 @@ class Generation:
         self._max_len = await self._client.max_model_len()
         tasks: set[asyncio.Task[None]] = set()
         more = True
-        while more or tasks:
-            while more and self._under_way < self._target:
+        while (more and not self._engine_failed) or tasks:
+            while more and not self._engine_failed and self._under_way < self._target:
                 claim = await self._claim(tasks)
                 more = claim is not None
             self._freed.clear()
@@ -106,7 +109,7 @@ class Generation:
             return outputs
 
         try:
-            groups = await asyncio.gather(*(counted(p) for p in prompts))
+            groups = await _all(counted(p) for p in prompts)
             rows = [
                 _row(claim, prompt, k, output)
                 for prompt, group in zip(prompts, groups, strict=True)
@@ -118,6 +121,9 @@ class Generation:
             log.warning("dropped a shard whose lease was lost", extra={"shard": claim.index})
         except EngineError as error:
             refused = isinstance(error, EngineRefused)
+            # Other shards would fail alike, each with an attempt less. The worker looks after its
+            # engine before it runs this stage again.
+            self._engine_failed |= not refused
             failed = StageError(error.message, code=error.code, retry=not refused)
             await asyncio.to_thread(self._held.fail, claim, failed)
         except StageError as error:
@@ -150,6 +156,16 @@ class Generation:
                 code="context_length_exceeded",
                 param=f"prompts.{prompt.index}",
             )
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all; what is still under way when one fails is cancelled."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def seed_of(seed: int, prompt: ShardPrompt) -> int:

@@ -6,6 +6,7 @@ stays while they come in, asleep on a notification in between.
 """
 
 import logging
+import time
 import uuid
 from typing import Any
 
@@ -27,6 +28,9 @@ from workers.stage import arguments, start
 log = logging.getLogger(__name__)
 WAIT_SECONDS = 2.0
 """Longest sleep between two looks for work; a notification ends it sooner."""
+IDLE_SECONDS = 20.0
+"""Without work for so long it leaves, or waiting judges could hold all of a worker's threads while
+what they wait for has none. The loop sends the job again when there is a shard to take."""
 
 
 def main(job_id: uuid.UUID, worker: str) -> None:
@@ -35,10 +39,13 @@ def main(job_id: uuid.UUID, worker: str) -> None:
     judge = make_judge(JudgeSpec.model_validate(params["judge"]))
     follows = params["generate_job_id"] is not None
     with leases(job_id, worker) as held, _listener() as listener:
+        worked_at = time.monotonic()
         while True:
             while (claim := held.claim(on_lost=lambda: None)) is not None:
                 _run_shard(held, claim, judge)
-            if not follows or not _more_to_come(job_id):
+                worked_at = time.monotonic()
+            idle = time.monotonic() - worked_at > IDLE_SECONDS
+            if not follows or idle or not _more_to_come(job_id):
                 return
             for _ in listener.notifies(timeout=WAIT_SECONDS, stop_after=1):
                 pass

@@ -1,6 +1,7 @@
 """Reading a training's metrics while it writes them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ class MetricsFile:
         if not self._path.exists():
             return None
         with self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._offset:
+                self._offset, self._latest = 0, None  # a resumed training has cut it
             file.seek(self._offset)
             new = file.read()
         whole, _, _ = new.rpartition(b"\n")

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from shared.models import Job, JobKind, Model
 from shared.settings import get_settings
 from workers.engine import Engine, EngineError, ModelWeights
 from workers.leases import new_worker_name
+from workers.stage import LEASE_LOST
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ class Runtime:
         self._running: set[uuid.UUID] = set()
         self._guard = threading.Lock()
         self._stopping = threading.Event()
+        self._fruitless: Counter[uuid.UUID] = Counter()
+        """How often a job's stage has died before it took a shard."""
 
     def run(self, kind: JobKind, job_id: uuid.UUID) -> None:
         """Work on a job until nothing of it can be taken. Doubled messages return at once."""
@@ -63,13 +67,20 @@ class Runtime:
                     self._run_stage(kind, job_id, extra)
         except EngineError as error:
             logger.error("engine: %s", error)
-            with transaction() as session:
-                jobs.fail_job(
-                    session, job_id, {"code": "engine_failed", "message": str(error), "param": None}
-                )
+            self._fail(job_id, "engine_failed", str(error))
+        except (OSError, ValueError) as error:
+            # Of the model's folder: it is gone, or its files cannot be read.
+            logger.exception("cannot run the job")
+            self._fail(job_id, "worker_failed", f"{type(error).__name__}: {error}")
         finally:
             with self._guard:
                 self._running.discard(job_id)
+
+    def _fail(self, job_id: uuid.UUID, code: str, message: str) -> None:
+        if self._stopping.is_set():
+            return  # the engine was ended under it; another worker takes the job
+        with transaction() as session:
+            jobs.fail_job(session, job_id, {"code": code, "message": message, "param": None})
 
     def stop(self) -> None:
         """End stages and the engine; shards in work are given back."""
@@ -142,7 +153,11 @@ class Runtime:
             return False
 
     def _give_back(self, job_id: uuid.UUID, worker: str, code: int) -> None:
-        """Shards of a child that died: another attempt, without waiting for the lease to end."""
+        """Shards of a child that died: another attempt, without waiting for the lease to end.
+
+        One that we have ended costs no attempt. One that dies again and again before it takes a
+        shard, which is where attempts are counted, ends its job.
+        """
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         message = f"the stage process ended by {how}; see the worker's log"
         with transaction() as session:
@@ -152,9 +167,16 @@ class Runtime:
                 worker,
                 {"code": "stage_died", "message": message, "param": None},
                 max_attempts=get_settings().max_attempts,
+                counts=not self._stopping.is_set(),
             )
         if held:
             logger.warning("gave back %d shards: %s", held, message)
+            return
+        if code == LEASE_LOST or self._stopping.is_set() or self._ended(job_id):
+            return
+        self._fruitless[job_id] += 1
+        if self._fruitless[job_id] >= get_settings().max_attempts:
+            self._fail(job_id, "stage_died", message)
 
 
 def _weights(job_id: uuid.UUID) -> ModelWeights:

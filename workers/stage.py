@@ -13,6 +13,8 @@ from shared.db import transaction
 from workers.leases import StageError, new_worker_name
 
 logger = logging.getLogger(__name__)
+LEASE_LOST = 75
+"""Exit status of a stage that left because its work is another's now."""
 
 
 def arguments(doc: str | None, *extra: str) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 celery -A workers.tasks worker -Q generate,judge,train -P threads -c 4
 """
 
+import threading
 import uuid
 from functools import cache
 from typing import Any
@@ -17,8 +18,17 @@ from workers.runtime import Runtime
 app = celery
 
 
-@cache
+_creating = threading.Lock()
+
+
 def runtime() -> Runtime:
+    """This process's one runtime; the first messages may ask for it at the same time."""
+    with _creating:
+        return _runtime()
+
+
+@cache
+def _runtime() -> Runtime:
     return Runtime()
 
 

@@ -27,7 +27,7 @@ from shared.models import Completion, Iteration, Json, Model, Pair, Prompt
 from shared.settings import get_settings
 from workers.leases import Leases, StageError, leases
 from workers.metrics_file import MetricsFile
-from workers.stage import arguments, start
+from workers.stage import LEASE_LOST, arguments, start
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
@@ -49,7 +49,7 @@ def main(job_id: uuid.UUID, worker: str) -> None:
 def _leave() -> None:
     # Another worker has the training now; the runtime ends this group when it sees us gone.
     log.warning("lease lost, leaving")
-    os._exit(75)
+    os._exit(LEASE_LOST)
 
 
 def _train(held: Leases, claim: Claim) -> None:

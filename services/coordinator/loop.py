@@ -50,10 +50,13 @@ def _advance_one(services: Services, iteration_id: object) -> None:
                 if iteration is not None:
                     advance(session, services, iteration)
         except PlatformError as error:
-            _refused(iteration_id, error)
+            try:
+                _refused(services, iteration_id, error)
+            except PlatformError as another:
+                logger.warning("will retry: %s", another.message)
 
 
-def _refused(iteration_id: object, error: PlatformError) -> None:
+def _refused(services: Services, iteration_id: object, error: PlatformError) -> None:
     """A service that is away is asked again; one that refuses ends the iteration."""
     if error.status >= 500:
         logger.warning("will retry: %s", error.message)
@@ -62,7 +65,7 @@ def _refused(iteration_id: object, error: PlatformError) -> None:
         iteration = session.get(Iteration, iteration_id, with_for_update={"key_share": True})
         if iteration is not None and iteration.finished_at is None:
             stage = {"stage": iteration.stage}
-            fail(session, iteration, error.envelope()["error"] | stage)
+            fail(session, services, iteration, error.envelope()["error"] | stage)
 
 
 def sweep() -> None:

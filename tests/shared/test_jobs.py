@@ -246,6 +246,16 @@ def test_shards_of_one_job_may_be_finished_at_the_same_time(clean_database: Engi
         assert jobs.get(session, job.id).status is Status.succeeded
 
 
+def test_a_shard_given_back_at_an_orderly_stop_costs_no_attempt(session: Session) -> None:
+    job = submit(session, shards=1)
+    for _ in range(5):
+        taken = must_claim(session, job)
+        assert recovery.release(session, job.id, "w", ERROR, max_attempts=3, counts=False) == 1
+        with pytest.raises(LeaseLost):
+            jobs.finish(session, taken, {})
+    assert job.id in due(session)
+
+
 def _completion(claim: Claim) -> dict[str, object]:
     counts = dict.fromkeys(("prompt_tokens", "thought_tokens", "response_tokens", "seed"), 0)
     return counts | {
