@@ -18,13 +18,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from shared.engine_client import Choice
+from shared.engine_answers import Choice
 from shared.formats import ThoughtFormat
 from shared.schemas import Sampling
 
 Split = Callable[[Sequence[int], str, int], int]
 """(token ids, their text, an offset in it) -> how many first tokens cover the text up to there."""
 SEEDS = 2**31
+PREFIX_TOKENS = 64
+"""More than a thought marker has."""
 REPLACEMENT = "\ufffd"
 
 
@@ -114,8 +116,8 @@ async def think(
     seed: int,
 ) -> list[Thought]:
     """Phase 1: `n` closed thoughts. With a budget of 0 each is just the marker."""
-    prefix = await engine.tokenize(fmt.prefix) if fmt.prefix else []
-    start = [*prompt_ids, *prefix]
+    prefix, prefix_ids = await _prefix(engine, prompt_ids, fmt)
+    start = [*prompt_ids, *prefix_ids]
     if max_tokens > 0:
         choices = await engine.complete(
             start,
@@ -130,7 +132,7 @@ async def think(
     else:
         choices = [Choice("", [], "length", None)] * n
     closed = [await close(engine, choice, fmt.response_marker) for choice in choices]
-    return [Thought([*prefix, *t.ids], fmt.prefix + t.text, t.tokens, t.forced) for t in closed]
+    return [Thought([*prefix_ids, *t.ids], prefix + t.text, t.tokens, t.forced) for t in closed]
 
 
 def respond_seed(seed: int) -> int:
@@ -190,10 +192,10 @@ async def _one_pass(
     seed: int,
     split: Split,
 ) -> list[Output]:
-    prefix = await engine.tokenize(fmt.prefix) if fmt.prefix else []
+    prefix, prefix_ids = await _prefix(engine, prompt_ids, fmt)
     budget = sampling.max_response_tokens + (sampling.max_thought_tokens if fmt.thinks else 0)
     choices = await engine.complete(
-        [*prompt_ids, *prefix],
+        [*prompt_ids, *prefix_ids],
         n=sampling.samples,
         max_tokens=budget,
         temperature=sampling.temperature,
@@ -207,8 +209,8 @@ async def _one_pass(
         thought_tokens = _thought_tokens(choice, fmt, split)
         outputs.append(
             Output(
-                text=fmt.prefix + choice.text,
-                response_start=fmt.response_start(fmt.prefix + choice.text),
+                text=prefix + choice.text,
+                response_start=fmt.response_start(prefix + choice.text),
                 prompt_tokens=len(prompt_ids),
                 thought_tokens=thought_tokens,
                 response_tokens=len(choice.token_ids) - thought_tokens,
@@ -218,6 +220,18 @@ async def _one_pass(
             )
         )
     return outputs
+
+
+async def _prefix(
+    vocabulary: Vocabulary, prompt_ids: Sequence[int], fmt: ThoughtFormat
+) -> tuple[str, list[int]]:
+    """What the model's turn is begun with: nothing where its own template has done so."""
+    if not fmt.prefix:
+        return "", []
+    end = await vocabulary.detokenize(prompt_ids[-PREFIX_TOKENS:])
+    if end.rstrip().endswith(fmt.prefix):
+        return "", []
+    return fmt.prefix, await vocabulary.tokenize(fmt.prefix)
 
 
 def _thought_tokens(choice: Choice, fmt: ThoughtFormat, split: Split) -> int:

@@ -9,11 +9,13 @@ import argparse
 import asyncio
 import hashlib
 import json
+import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,9 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
 from services.cli.ports import listen, port_of
+from tests.engine_scripts import Play, Script, chat, long_outputs
 from tests.waiting import until
 
-Script = Callable[[str, int], str]
-"""(prompt with all its special tokens, seed) -> what the model writes before it ends its turn."""
 VERSION = "scripted"
 
 
@@ -43,6 +44,7 @@ class Step:
     text: str
     finish_reason: str
     stop_reason: str | None
+    play: Play
 
 
 @dataclass
@@ -54,18 +56,23 @@ class ScriptedEngine:
     max_model_len: int = 4096
     status: int = 200
     """Other than 200: what every generation is answered with."""
+    refuses: str = ""
+    """A field of a generation request that is answered with status 400."""
     token_seconds: float = 0.0
     broken_swap: bool = False
     """Swaps report success and change nothing."""
-    breaks_after: int | None = None
-    """A stream ends without a word after so many tokens."""
     probes: dict[tuple[int, ...], list[float]] = field(default_factory=dict)
     """Log-probabilities for these ids, whatever the weights are."""
+    remembers: bool = True
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of the generation requests so far."""
     aborted: int = 0
     """Streams whose client left."""
     running: int = 0
+    tokens: int = 0
+    """Generated so far."""
+    hangs: bool = False
+    """Generation requests are taken and never answered, while all else works."""
 
     def __post_init__(self) -> None:
         self.weights = self.folder
@@ -73,6 +80,8 @@ class ScriptedEngine:
         self.tokenizer: Tokenizer = self.chat_template.backend_tokenizer
         self.end_id = int(self.chat_template.eos_token_id)
         self.encode = lru_cache(4096)(self._encode)
+        self.render = lru_cache(4096)(self._render)
+        self._made: dict[Any, list[tuple[int, bytes | None]]] = {}
 
     def _encode(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of a text, and where in it each one ends."""
@@ -80,7 +89,9 @@ class ScriptedEngine:
         return tuple(encoding.ids), tuple(end for _, end in encoding.offsets)
 
     def generate(self, prompt: str, seed: int, body: dict[str, Any]) -> Step:
-        text = self.script(prompt, seed)
+        play = self.script(prompt, seed)
+        play = Play(play) if isinstance(play, str) else play
+        text = play.text
         ids, ends = self.encode(text)
         budget = body["max_tokens"]
         stops = [(text.find(s) + len(s), s) for s in body.get("stop") or [] if s in text]
@@ -89,12 +100,12 @@ class ScriptedEngine:
             count = next(i for i, e in enumerate(ends) if e >= end) + 1
             if count <= budget:
                 kept = end if body.get("include_stop_str_in_output") else end - len(stop)
-                return Step(list(ids[:count]), text[:kept], "stop", stop)
+                return Step(list(ids[:count]), text[:kept], "stop", stop, play)
         if len(ids) < budget:
-            return Step([*ids, self.end_id], text, "stop", None)
+            return Step([*ids, self.end_id], text, "stop", None, play)
         cut = self.tokenizer.decode(ids[:budget], skip_special_tokens=False)
         # vLLM holds back a character that is not whole.
-        return Step(list(ids[:budget]), cut.rstrip("\ufffd"), "length", None)
+        return Step(list(ids[:budget]), cut.rstrip("\ufffd"), "length", None, play)
 
     def logprobs(self, ids: list[int]) -> list[float]:
         """Of each id but the first: the trainer's for its probe, made up from the weights else."""
@@ -110,6 +121,7 @@ class ScriptedEngine:
         return Starlette(
             routes=[
                 Route("/v1/completions", self.completions, methods=["POST"]),
+                Route("/v1/chat/completions", self.completions, methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/detokenize", self.detokenize, methods=["POST"]),
@@ -117,18 +129,25 @@ class ScriptedEngine:
                 Route("/metrics", self.metrics),
                 Route("/version", lambda _: JSONResponse({"version": VERSION})),
                 Route("/health", lambda _: Response()),
+                Route("/misbehave", self.misbehave, methods=["POST"]),
                 *(Route(path, _nothing, methods=["POST"]) for path in _WITHOUT_EFFECT),
             ]
         )
 
     async def completions(self, request: Request) -> Response:
         body = orjson.loads(await request.body())
-        self.requests.append(body)
+        if self.remembers:
+            self.requests.append(body)
+        while self.hangs:
+            await asyncio.sleep(0.1)
         if self.status != 200:
             return PlainTextResponse("it failed over: secret thought", self.status)
-        ids = body["prompt"]
+        if self.refuses in body:
+            return JSONResponse({"error": {"message": "bad grammar"}}, 400)
+        ids = self.prompt(body) if "messages" in body else body["prompt"]
         if isinstance(ids, str):
             ids = list(self.encode(ids)[0])
+        body.setdefault("max_tokens", self.max_model_len - len(ids))
         if len(ids) + body["max_tokens"] > self.max_model_len:
             return JSONResponse({"error": {"message": "context too long"}}, 400)
         prompt = self.tokenizer.decode(ids, skip_special_tokens=False)
@@ -136,40 +155,108 @@ class ScriptedEngine:
             self.generate(prompt, (body.get("seed") or 0) + k, body)
             for k in range(body.get("n", 1))
         ]
+        for step in steps:
+            step.finish_reason = step.play.finish or step.finish_reason
+        if any(step.play.fails for step in steps):
+            return JSONResponse({"error": {"message": steps[0].play.text}}, 500)
+        self.tokens += sum(len(step.ids) for step in steps)
         if body.get("stream"):
-            return StreamingResponse(self._stream(steps[0]), media_type="text/event-stream")
+            return StreamingResponse(self._stream(steps[0], body), media_type="text/event-stream")
+        for step in steps:
+            if step.play.breaks_after is None and step.play.fails_after is None:
+                continue
+            for piece in self._pieces(step, logprobs=False):
+                if piece is None or "error" in piece:
+                    return JSONResponse(piece, 503 if piece is None else 500)
         await asyncio.sleep(self.token_seconds * max(len(step.ids) for step in steps))
         choices = [_choice(k, step, step.ids, step.text) for k, step in enumerate(steps)]
+        if "logprobs" in body:
+            for choice, step in zip(choices, steps, strict=True):
+                choice["logprobs"] = self._columns(step.ids)
         if "prompt_logprobs" in body:
             rows = zip(ids[1:], self.logprobs(ids), strict=True)
             choices[0]["prompt_logprobs"] = [None, *({str(i): {"logprob": x}} for i, x in rows)]
+        if "messages" in body:
+            choices = [
+                {
+                    "index": c["index"],
+                    "message": {"role": "assistant", "content": c["text"]},
+                    "finish_reason": c["finish_reason"],
+                }
+                for c in choices
+            ]
         total = sum(len(step.ids) for step in steps)
-        usage = {"prompt_tokens": len(ids), "completion_tokens": total}
-        return Response(orjson.dumps({"choices": choices, "usage": usage}))
+        usage = {
+            "prompt_tokens": len(ids),
+            "completion_tokens": total,
+            "total_tokens": len(ids) + total,
+        }
+        answer = {"id": "x", "object": "x", "created": 0, "model": "m", "choices": choices}
+        return Response(orjson.dumps(answer | {"usage": usage}), media_type="application/json")
 
-    async def _stream(self, step: Step) -> AsyncIterator[bytes]:
-        decode = DecodeStream(skip_special_tokens=True)
-        sent, ended = "", False
+    async def _stream(self, step: Step, body: dict[str, Any]) -> AsyncIterator[bytes]:
         self.running += 1
+        ended = False
+        # By the clock, so that late timers do not add up.
+        clock = asyncio.get_running_loop().time
+        due = clock()
         try:
-            for at, token in enumerate(step.ids, 1):
-                if self.breaks_after is not None and at > self.breaks_after:
+            for tokens, event in self._events(step, "logprobs" in body, "messages" in body):
+                if event is None:
                     ended = True
                     return
-                await asyncio.sleep(self.token_seconds)
-                piece = decode.step(self.tokenizer, token) or ""
-                last = at == len(step.ids)
-                piece = step.text[len(sent) :] if last else piece[: len(step.text) - len(sent)]
-                sent += piece
-                choice = _choice(0, step, [token], piece)
-                if not last:
-                    choice["finish_reason"] = choice["stop_reason"] = None
-                yield b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n"
+                due += self.token_seconds * tokens
+                await asyncio.sleep(due - clock())
+                yield event
             ended = True
             yield b"data: [DONE]\n\n"
         finally:
             self.aborted += not ended
             self.running -= 1
+
+    def _events(self, step: Step, logprobs: bool, chat: bool) -> list[tuple[int, bytes | None]]:
+        """Each event with the number of its tokens."""
+        key = (step.text, len(step.ids), step.finish_reason, step.play, logprobs, chat)
+        if key not in self._made:
+            if len(self._made) > 1000:
+                self._made.clear()
+            self._made[key] = [
+                (len(piece.get("token_ids", ())), _event(piece, chat)) if piece else (0, None)
+                for piece in self._pieces(step, logprobs)
+            ]
+        return self._made[key]
+
+    def _pieces(self, step: Step, logprobs: bool) -> Iterator[dict[str, Any] | None]:
+        """Choices of the events; None where the stream breaks off."""
+        decode = DecodeStream(skip_special_tokens=True)
+        play, sizes = step.play, cycle(step.play.tokens_an_event)
+        sent, at = "", 0
+        while at < len(step.ids):
+            if play.breaks_after is not None and at >= play.breaks_after:
+                yield None
+                return
+            if play.fails_after is not None and at >= play.fails_after:
+                yield {"error": {"message": play.text, "code": 500}}
+                return
+            ids = step.ids[at : at + next(sizes)]
+            at += len(ids)
+            piece = "".join(decode.step(self.tokenizer, token) or "" for token in ids)
+            last = at == len(step.ids)
+            piece = step.text[len(sent) :] if last else piece[: len(step.text) - len(sent)]
+            sent += piece
+            choice = _choice(0, step, ids, piece)
+            if logprobs:
+                choice["logprobs"] = self._columns(ids)
+            if not last:
+                choice["finish_reason"] = choice["stop_reason"] = None
+            yield choice
+
+    def _columns(self, ids: list[int]) -> dict[str, list[Any]]:
+        """Made-up log-probabilities of these tokens; each one's rival is `?`."""
+        tokens = [self.tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+        values = [-0.5] * len(ids)
+        tops = [{token: -0.5, "?": -1.5} for token in tokens]
+        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops}
 
     async def models(self, _: Request) -> Response:
         return JSONResponse({"data": [{"id": "m", "max_model_len": self.max_model_len}]})
@@ -178,10 +265,18 @@ class ScriptedEngine:
         body = orjson.loads(await request.body())
         if "messages" not in body:
             return JSONResponse({"tokens": self.encode(body["prompt"])[0]})
-        text = self.chat_template.apply_chat_template(
-            body["messages"], tokenize=False, add_generation_prompt=True
+        return JSONResponse({"tokens": self.encode(self.prompt(body))[0]})
+
+    def prompt(self, body: dict[str, Any]) -> str:
+        """The chat messages of a request in the template."""
+        return self.render(orjson.dumps([body["messages"], body.get("tools")]))
+
+    def _render(self, messages_tools: bytes) -> str:
+        messages, tools = orjson.loads(messages_tools)
+        text: str = self.chat_template.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=True
         )
-        return JSONResponse({"tokens": self.encode(text)[0]})
+        return text
 
     async def detokenize(self, request: Request) -> Response:
         ids = orjson.loads(await request.body())["tokens"]
@@ -193,7 +288,18 @@ class ScriptedEngine:
         return JSONResponse({})
 
     async def metrics(self, _: Request) -> Response:
-        return PlainTextResponse(f'vllm:num_requests_running{{engine="0"}} {self.running}\n')
+        lines = (
+            f'vllm:num_requests_running{{engine="0"}} {self.running}\n'
+            f'vllm:generation_tokens_total{{engine="0"}} {self.tokens}\n'
+        )
+        return PlainTextResponse(lines)
+
+    async def misbehave(self, request: Request) -> Response:
+        how = (await request.body()).decode()
+        if how == "exit":
+            os._exit(0)
+        self.hangs, self.status = how == "hang", 500 if how == "die" else 200
+        return Response()
 
 
 _WITHOUT_EFFECT = (
@@ -213,6 +319,15 @@ def _choice(index: int, step: Step, ids: list[int], text: str) -> dict[str, Any]
         "finish_reason": step.finish_reason,
         "stop_reason": step.stop_reason,
     }
+
+
+def _event(piece: dict[str, Any], chat: bool) -> bytes:
+    if "error" not in piece:
+        if chat:
+            delta = {"role": "assistant", "content": piece["text"]}
+            piece = {"index": 0, "delta": delta, "finish_reason": piece["finish_reason"]}
+        piece = {"id": "x", "object": "x", "created": 0, "model": "m", "choices": [piece]}
+    return b"data: " + orjson.dumps(piece) + b"\n\n"
 
 
 @contextmanager
@@ -236,30 +351,24 @@ def serving(app: Any) -> Iterator[str]:
     thread.join(10)
 
 
-def long_outputs(tokens: int, variants: int = 64) -> Script:
-    """Outputs of about `tokens` characters in the specific format, of which one in eight does not
-    parse; which one comes depends on prompt and seed."""
-    filler = "so it goes on and on, "
-    half = (filler * (tokens // len(filler) + 1))[: tokens // 2 - 20]
-    texts = [
-        half + ("<R>" if v % 8 else "") + f"word {v} " + half[: len(half) - v] + "."
-        for v in range(variants)
-    ]
-
-    def script(prompt: str, seed: int) -> str:
-        return texts[(seed * 2_654_435_761 + len(prompt)) % 2**32 % variants]
-
-    return script
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder with its tokenizer")
-    parser.add_argument("--fd", type=int, required=True, help="a socket that listens")
+    parser.add_argument("--fd", type=int, help="a socket that listens")
+    parser.add_argument("--port", type=int, default=8000, help="in place of --fd")
     parser.add_argument("--tokens", type=int, default=1000)
+    parser.add_argument("--chat", type=json.loads, help="arguments of `chat`, not `long_outputs`")
+    parser.add_argument("--token-seconds", type=float, default=0.0)
     args = parser.parse_args()
-    engine = ScriptedEngine(args.model, long_outputs(args.tokens), max_model_len=1_000_000)
-    uvicorn.run(engine.app(), fd=args.fd, log_level="error", lifespan="off")
+    script = chat(**args.chat) if args.chat else long_outputs(args.tokens)
+    engine = ScriptedEngine(
+        args.model,
+        script,
+        max_model_len=1_000_000,
+        token_seconds=args.token_seconds,
+        remembers=False,
+    )
+    uvicorn.run(engine.app(), fd=args.fd, port=args.port, log_level="error", lifespan="off")
 
 
 if __name__ == "__main__":

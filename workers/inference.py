@@ -26,8 +26,10 @@ from workers.engine import Engine, EngineError, ModelWeights
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
+CHECK_SECONDS = 5.0
+"""Between two checks, each of which also renews the `serving` row."""
 CANARY_SECONDS = 10.0
-"""Between two canaries, each of which also renews the `serving` row."""
+"""A check's time. A hang is seen after both at the latest, and the engine started anew."""
 ANNOUNCE_SECONDS = 2.0
 """From saying `swapping` to the swap: the coordinator looks every second."""
 DRAIN_SECONDS = 60.0
@@ -49,16 +51,21 @@ class Inference:
         if wanted is None or time.monotonic() < self._retry_at:
             return
         serving = self._engine.serving
-        if serving is None or serving.id != wanted.id or not self._healthy(serving):
+        if serving is None or serving.id != wanted.id:
+            self._serve(wanted)
+        elif not self._healthy(serving):
+            self._record(None, "starting")
+            self._engine.stop()
             self._serve(wanted)
 
     def _healthy(self, serving: ModelWeights) -> bool:
         if not self._engine.alive():
+            logger.warning("the engine ended by itself")
             return False
-        if time.monotonic() - self._checked_at < CANARY_SECONDS:
+        if time.monotonic() - self._checked_at < CHECK_SECONDS:
             return True
         try:
-            self._engine.canary()
+            self._engine.check(CANARY_SECONDS)
         except EngineError as error:
             logger.warning("engine unhealthy: %s", error)
             return False

@@ -133,7 +133,14 @@ def _web(name: str, sock: socket.socket, env: Mapping[str, str]) -> Service:
 
     app = f"services.{name}.app:app"
     # Streams that are open must not hold up a stop.
-    options = ["--fd", str(sock.fileno()), "--no-access-log", "--timeout-graceful-shutdown", "2"]
+    options = [
+        "--fd",
+        str(sock.fileno()),
+        "--no-access-log",
+        "--no-proxy-headers",
+        "--timeout-graceful-shutdown",
+        "2",
+    ]
     command = _python("uvicorn", app, *options)
     return Service(name, command, env=env, ready=ready, pass_fds=[sock.fileno()])
 

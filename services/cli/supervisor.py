@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from services.cli.errors import StackError
 from services.cli.guardian import Guardian
 from services.cli.processes import (
@@ -26,7 +28,7 @@ from services.cli.processes import (
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.1
-LONG_LIFE_SECONDS = 30.0
+LONG_LIFE_SECONDS = 10.0
 """A process that lived this long has started well: its count of failures begins anew."""
 MAX_SHORT_LIVES = 6
 MAX_BACKOFF_SECONDS = 30.0
@@ -82,7 +84,7 @@ class _Running:
 
 
 class Supervisor:
-    """Use as a context manager: leaving it, for whatever reason, stops everything."""
+    """Use as a context manager: leaving it, for whatever reason, stops everything it started."""
 
     def __init__(self, log_dir: Path, run_dir: Path, say: Callable[[str], None] = print) -> None:
         self._log_dir = log_dir
@@ -93,6 +95,7 @@ class Supervisor:
 
     def __enter__(self) -> "Supervisor":
         self._log_dir.mkdir(parents=True, exist_ok=True)
+        self._others = {child.pid for child in psutil.Process().children()}
         adopt_orphans()
         self._guardian = Guardian(self._run_dir)
         return self
@@ -157,8 +160,8 @@ class Supervisor:
 
     def _kill_strays(self) -> None:
         """Kill orphans: what a process of ours has started and not stopped before its own end."""
-        known = [self._guardian.pid, *(r.process.pid for r in self._running.values())]
-        kill_all(strays(known))
+        ours = {self._guardian.pid, *(r.process.pid for r in self._running.values())}
+        kill_all(strays(ours | self._others))
 
     def _begin_log(self, name: str) -> None:
         log = self.log(name)

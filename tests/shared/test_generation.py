@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.engine_client import EngineAway, EngineClient, EngineError, EngineRefused
+from shared.engine_answers import EngineAway, EngineError, EngineRefused
+from shared.engine_client import EngineClient
 from shared.formats import FORMATS, THINK, ThoughtFormat
 from shared.generation import Output, overhang, think_then_respond
 from shared.schemas import Sampling
@@ -63,9 +64,7 @@ def two_phases(thought: str, response: str) -> Callable[[str, int], str]:
     return lambda prompt, _: response if not prompt.endswith("assistant\n") else thought
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     thought=TEXTS,
     ends=st.sampled_from(["<R>", "<R>\n\n", "<R>  tail", ""]),
@@ -117,9 +116,7 @@ def _written(text: str, budget: int) -> bool:
     return len(before) + 3 <= budget
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS, budget=st.integers(2, 30))
 def test_natural_outputs_are_split_where_the_marker_ends(
     run: Run, engine: ScriptedEngine, text: str, budget: int

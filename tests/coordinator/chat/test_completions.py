@@ -1,76 +1,24 @@
 """Chat over the openai client: what a client can see, byte by byte, while the engine misbehaves."""
 
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
-from sqlalchemy import Engine, delete, func
+from sqlalchemy import delete, func
 
-from services.coordinator import chat
-from services.coordinator import serving as serving_cache
-from services.coordinator.app import app
-from services.coordinator.serving import CACHE
+from services.coordinator.chat import admission
+from services.coordinator.chat.serving import CACHE
 from shared.db import transaction
-from shared.formats import FORMATS, GENERIC
+from shared.formats import FORMATS
 from shared.models import Serving
 from tests import factories
-from tests.scripted_engine import ScriptedEngine, running, serving
+from tests.coordinator.chat.served import QUESTION, SECRET, THOUGHT, script
+from tests.engine_scripts import Play
+from tests.scripted_engine import ScriptedEngine
 from tests.waiting import until
-from tests.workers import tiny_model
-
-SECRET = "SECRET"
-THOUGHT = f"{GENERIC.thought_marker} {SECRET} thought.\n{GENERIC.response_marker}\n"
-ANSWERS = st.lists(
-    st.sampled_from(
-        ["Forty", " two", "\n", "é思", "Here is my", GENERIC.thought_marker + SECRET, "Here",
-         GENERIC.response_marker]
-    ),
-    max_size=8,
-).map("".join)  # fmt: skip
-QUESTION: list[Any] = [{"role": "user", "content": "What is 17 + 25?"}]
-
-
-def script(answer: str, thought: str = THOUGHT) -> Any:
-    """Thinks where its turn is empty, and answers behind a response marker."""
-    return lambda prompt, _: thought if prompt.endswith("assistant\n") else answer
-
-
-@pytest.fixture(scope="module")
-def scripted(tmp_path_factory: pytest.TempPathFactory) -> ScriptedEngine:
-    return ScriptedEngine(tiny_model.write(tmp_path_factory.mktemp("tiny")), script(""))
-
-
-@pytest.fixture(scope="module")
-def url(postgres_url: str, redis_url: str, engine_url: str) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, serving(app) as url:
-        patch.setattr(serving_cache, "LOOK_SECONDS", 0.05)
-        yield url
-
-
-@pytest.fixture(scope="module")
-def engine_url(scripted: ScriptedEngine) -> Iterator[str]:
-    with running(scripted) as url:
-        yield url
-
-
-@pytest.fixture
-def served(engine_url: str, url: str, clean_database: Engine) -> str:
-    """The coordinator's address, which serves `demo@v1`."""
-    with transaction() as session:
-        id_ = factories.served(session, engine_url).id
-    until(lambda: CACHE._served and CACHE._served.model.id == id_, "it serves")
-    return url
-
-
-@pytest.fixture
-def client(served: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served}/v1", api_key="none", max_retries=0)
 
 
 def thought_tokens(answer: ChatCompletion) -> int | None:
@@ -79,42 +27,9 @@ def thought_tokens(answer: ChatCompletion) -> int | None:
     return answer.usage.completion_tokens_details.reasoning_tokens
 
 
-def streamed(client: openai.OpenAI, **request: Any) -> tuple[str, Any, str]:
-    """(text, usage, finish reason) of a stream."""
-    text, usage, reason = "", None, ""
-    for chunk in client.chat.completions.create(
-        model="demo",
-        messages=QUESTION,
-        stream=True,
-        stream_options={"include_usage": True},
-        **request,
-    ):
-        for choice in chunk.choices:
-            text += choice.delta.content or ""
-            reason = choice.finish_reason or reason
-        usage = chunk.usage or usage
-    return text, usage, reason
-
-
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(answer=ANSWERS, limit=st.integers(1, 300))
-def test_streamed_or_not_it_is_the_same_answer_without_a_thought(
-    client: openai.OpenAI, scripted: ScriptedEngine, answer: str, limit: int
-) -> None:
-    scripted.script = script(answer)
-    whole = client.chat.completions.create(
-        model="demo", messages=QUESTION, seed=3, max_completion_tokens=limit
-    )
-    text, usage, reason = streamed(client, seed=3, max_completion_tokens=limit)
-    [choice] = whole.choices
-    assert text == choice.message.content
-    assert (usage, reason) == (whole.usage, choice.finish_reason)
-    assert SECRET not in whole.model_dump_json()
-    assert SECRET not in text
-    assert usage.completion_tokens <= limit
-    assert not text[:1].isspace()
+def streamed(client: openai.OpenAI, **request: Any) -> str:
+    chunks = client.chat.completions.create(model="demo", messages=QUESTION, stream=True, **request)
+    return "".join(c.delta.content or "" for chunk in chunks for c in chunk.choices)
 
 
 def test_no_byte_of_an_answer_holds_the_thought(served: str, scripted: ScriptedEngine) -> None:
@@ -186,8 +101,12 @@ def test_models_are_listed_by_version_and_name(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role"),
         ({"temperature": 3}, 400, "temperature"),
         ({"n": 0}, 400, "n"),
-        ({"tools": [{"type": "function"}]}, 400, "tools"),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"tools": [{"type": "function"}]}, 400, "tools.0.function"),
+        ({"tool_choice": "required"}, 400, "tool_choice"),
+        ({"top_logprobs": 2}, 400, "top_logprobs"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop"),
+        ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema"),
+        ({"functions": [{"name": "f"}]}, 400, "functions"),
     ],
 )
 def test_a_bad_request_names_its_field(
@@ -232,10 +151,10 @@ def test_an_engines_own_words_do_not_reach_a_client(
 
 
 def test_a_stream_that_breaks_ends_in_an_error_event(
-    client: openai.OpenAI, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+    client: openai.OpenAI, scripted: ScriptedEngine
 ) -> None:
-    scripted.script = script("Forty two.")
-    monkeypatch.setattr(scripted, "breaks_after", 3)
+    answer = Play("Forty two.", breaks_after=3)
+    scripted.script = script(answer)
     with pytest.raises(openai.APIError, match="not ready"):
         streamed(client)
 
@@ -252,13 +171,13 @@ def test_a_client_that_leaves_frees_the_engine(
             if '"content":"w"' in line:
                 break
     until(lambda: scripted.aborted == aborted + 1, "the engine's stream is aborted")
-    until(lambda: chat.PLACES._taken == 0, "the place is free again")
+    until(lambda: admission.PLACES.taken == 0, "the place is free again")
 
 
 def test_more_than_it_can_answer_are_sent_away(
     served: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat.PLACES, "_taken", 10**6)
+    monkeypatch.setattr(admission.PLACES, "taken", 10**6)
     body = {"model": "demo", "messages": QUESTION}
     answer = httpx2.post(f"{served}/v1/chat/completions", json=body)
     assert answer.status_code == 429

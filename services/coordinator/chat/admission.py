@@ -1,0 +1,122 @@
+"""A bounded number of requests is answered at once, none of them for a client that has left."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing, suppress
+from typing import Any
+
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from shared.errors import PlatformError, TooManyRequests
+from shared.settings import get_settings
+
+logger = logging.getLogger(__name__)
+PING_SECONDS = 15.0
+PING = b": ping\n\n"
+Events = AsyncGenerator[bytes]
+
+
+class Places:
+    """Those that are taken; more requests are sent away, not queued."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def take(self) -> None:
+        if self.taken >= get_settings().max_chat_in_flight:
+            raise TooManyRequests("too many requests are being answered", retry_after=1)
+        self.taken += 1
+
+    def leave(self) -> None:
+        self.taken -= 1
+
+
+PLACES = Places()
+
+
+class EventStream(Response):
+    """Server-sent events of a request that has a place, given back whatever ends the stream: also
+    a client that leaves at once. Errors become its last event."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: Events, failed: Callable[[PlatformError], bytes]) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._events = _to_the_end(events, failed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = self.raw_headers
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await or_disconnect(receive, self._send(send))
+        finally:
+            PLACES.leave()
+
+    async def _send(self, send: Send) -> None:
+        pings = asyncio.create_task(_ping(send))
+        try:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+        finally:
+            pings.cancel()
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _ping(send: Send) -> None:
+    """Comments, which keep a connection from looking dead while the model thinks."""
+    while True:
+        await asyncio.sleep(PING_SECONDS)
+        await send({"type": "http.response.body", "body": PING, "more_body": True})
+
+
+async def _to_the_end(events: Events, failed: Callable[[PlatformError], bytes]) -> Events:
+    try:
+        async for event in events:
+            yield event
+    except PlatformError as error:
+        yield failed(error)
+    except Exception:
+        logger.exception("a stream failed")
+        yield failed(PlatformError("internal error; see the service's log"))
+
+
+async def or_disconnect(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of `work`, which is cancelled when the client goes away: so is the engine's
+    request, which otherwise would go on for nobody."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    task, left = asyncio.create_task(work), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else {}  # nobody reads it
+    finally:
+        left.cancel()
+        await cancelled(task)
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    """Once it has ended, one way or another."""
+    if not task.done():
+        task.cancel()
+        with suppress(asyncio.CancelledError, PlatformError):
+            await task
+
+
+async def in_a_place(answer: Callable[[], Coroutine[Any, Any, Response]]) -> Response:
+    """What `answer` makes. A stream keeps its place until it ends."""
+    PLACES.take()
+    response = None
+    try:
+        response = await answer()
+        return response
+    finally:
+        if not isinstance(response, EventStream):
+            PLACES.leave()

@@ -1,0 +1,79 @@
+"""What a client gets to see of one answer: text, tool calls and log-probabilities, from the pieces
+that the engine's second phase makes. No I/O."""
+
+from dataclasses import dataclass, field
+
+from services.coordinator.chat.answer_filter import AnswerFilter
+from services.coordinator.chat.tool_calls import Call, ToolCallReader
+from shared.engine_answers import Choice, TokenLogprob
+from shared.errors import PlatformError, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """To be shown next; the last piece of a choice has a `finish_reason` of OpenAI's."""
+
+    text: str = ""
+    calls: list[Call] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class AnswerReader:
+    """`read` the engine's pieces in their order. What they are cut into changes nothing."""
+
+    def __init__(self, thoughts: AnswerFilter, tools: ToolCallReader | None) -> None:
+        self._thoughts = thoughts
+        self._tools = tools
+        self._logprobs = _Logprobs(thoughts)
+        self._has_text = False
+        self._has_calls = False
+
+    def read(self, choice: Choice) -> Piece:
+        """Raises `PlatformError` where an answer ends without having said anything."""
+        text = self._thoughts.feed(choice.text)
+        if choice.finish_reason:
+            text += self._thoughts.end()
+        calls: list[Call] = []
+        if self._tools:
+            text, calls = self._tools.feed(text)
+            if choice.finish_reason:
+                text += self._tools.end()
+        self._has_text |= bool(text)
+        self._has_calls |= bool(calls)
+        logprobs = self._logprobs.take(choice.logprobs)
+        return Piece(text, calls, logprobs, self._finish_reason(choice))
+
+    def _finish_reason(self, choice: Choice) -> str | None:
+        if choice.finish_reason in (None, "length"):
+            return choice.finish_reason
+        if choice.finish_reason != "stop":
+            # The engine gave the request up, as for a model that takes this one's place.
+            raise Unavailable("the answer was cut off; ask again", retry_after=5)
+        if self._has_calls:
+            return "tool_calls"
+        if not self._has_text and not isinstance(choice.stop_reason, str):
+            raise PlatformError("the model gave an empty answer; ask again", code="empty_answer")
+        return "stop"
+
+
+class _Logprobs:
+    """Gives a token out once its text is shown: not while that is held back, nor behind a hidden
+    thought, nor where it is part of a stop string or the model's end."""
+
+    def __init__(self, thoughts: AnswerFilter) -> None:
+        self._thoughts = thoughts
+        self._waiting: list[TokenLogprob] = []
+        self._end = 0
+        """Offset in the answer of the last token given out."""
+
+    def take(self, rows: list[TokenLogprob]) -> list[TokenLogprob]:
+        self._waiting += rows
+        count = 0
+        for token in self._waiting:
+            if self._end + len(token.text) > self._thoughts.clear:
+                break
+            self._end += len(token.text)
+            count += 1
+        given, self._waiting = self._waiting[:count], self._waiting[count:]
+        return given

@@ -1,0 +1,52 @@
+"""What one request does side by side: its choices, and thinking while the client is told so."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+
+from services.coordinator.chat.admission import cancelled
+from services.coordinator.chat.answer import Piece
+from services.coordinator.chat.turn import Turn
+
+
+@asynccontextmanager
+async def begun(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """`work`, whose first request to the engine is on its way when the block begins. It ends with
+    the block at the latest."""
+    task = asyncio.create_task(work)
+    await asyncio.sleep(0)
+    try:
+        yield task
+    finally:
+        await cancelled(task)
+
+
+async def merged(turn: Turn) -> AsyncGenerator[tuple[int, Piece]]:
+    """The pieces of all choices as they come."""
+    if turn.request.n == 1:
+        async for piece in turn.answer(0):
+            yield 0, piece
+        return
+    queue: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
+
+    async def pump(choice: int) -> None:
+        async for piece in turn.answer(choice):
+            await queue.put((choice, piece))
+
+    async def pump_all() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for choice in range(turn.request.n):
+                    group.create_task(pump(choice))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            await queue.put(None)
+
+    task = asyncio.create_task(pump_all())
+    try:
+        while (item := await queue.get()) is not None:
+            yield item
+        await task
+    finally:
+        await cancelled(task)

@@ -1,0 +1,107 @@
+"""What `POST /v1/responses` takes: OpenAI's Responses request, as far as it is stateless text."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from services.coordinator.chat.schema import (
+    ChatRequest,
+    JsonObject,
+    Message,
+    Name,
+    ResponseFormat,
+    as_text,
+)
+from shared.schemas import Effort
+
+UNSUPPORTED = ("tools", "previous_response_id", "conversation", "background", "prompt")
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class InputMessage(_Lenient):
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(as_text)]
+
+
+class Reasoning(_Lenient):
+    effort: Effort | None = None
+
+
+class TextFormat(_Lenient):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: Name = "answer"
+    schema_: JsonObject | None = Field(default=None, alias="schema")
+
+
+class TextOptions(_Lenient):
+    format: TextFormat = Field(default_factory=TextFormat)
+
+
+class ResponsesRequest(_Lenient):
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={"example": {"model": "demo", "input": "What is 17 + 25?"}},
+    )
+
+    model: str = Field(max_length=256)
+    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=1000)]
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1, le=10**6)
+    """Most tokens of thought and answer together."""
+    reasoning: Reasoning = Field(default_factory=Reasoning)
+    text: TextOptions = Field(default_factory=TextOptions)
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+    stream: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stateless(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for field in UNSUPPORTED:
+            if data.get(field):
+                raise ValueError(f"{field}: is not supported; use chat completions")
+        data = {key: value for key, value in data.items() if value is not None}
+        if isinstance(data.get("input"), list):
+            # Thoughts are never fed back, whoever they come from.
+            data["input"] = [
+                item
+                for item in data["input"]
+                if not (isinstance(item, dict) and item.get("type") == "reasoning")
+            ]
+        return data
+
+    @model_validator(mode="after")
+    def _usable(self) -> "ResponsesRequest":
+        if not isinstance(self.input, str) and self.input[-1].role != "user":
+            raise ValueError("input: the last message must be from the user")
+        if self.text.format.type == "json_schema" and self.text.format.schema_ is None:
+            raise ValueError("text.format.schema: is required with this type")
+        return self
+
+    def as_chat(self) -> ChatRequest:
+        messages = [Message(role="system", content=self.instructions)] if self.instructions else []
+        if isinstance(self.input, str):
+            messages.append(Message(role="user", content=self.input))
+        else:
+            messages += [Message(role=m.role, content=m.content) for m in self.input]
+        wanted = self.text.format
+        schema = {"name": wanted.name, "schema": wanted.schema_} if wanted.schema_ else None
+        return ChatRequest(
+            model=self.model,
+            messages=messages,
+            max_completion_tokens=self.max_output_tokens,
+            reasoning_effort=self.reasoning.effort,
+            response_format=ResponseFormat.model_validate(
+                {"type": wanted.type, "json_schema": schema}
+            ),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stream=self.stream,
+        )

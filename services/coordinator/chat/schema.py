@@ -1,0 +1,210 @@
+"""What chat takes: OpenAI's chat-completions request, its fields that apply here.
+
+Unknown fields are ignored, since clients add some every month; those that would change the answer
+and are not supported are refused by name.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from shared.schemas import Effort
+
+UNSUPPORTED = ("functions", "audio", "web_search_options", "prediction")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+JsonObject = dict[str, Any]
+
+
+def as_text(content: Any) -> Any:
+    """The text of a message, which may be a list of parts."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS:
+            raise ValueError("only parts of type text are supported")
+        if not isinstance(part.get("text"), str):
+            raise ValueError("a part of type text needs a text")
+    return "".join(part["text"] for part in content)
+
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class CalledFunction(_Lenient):
+    name: Name
+    arguments: str
+
+
+class ToolCall(_Lenient):
+    """A call that an earlier answer asked for."""
+
+    id: str = Field(max_length=256)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Message(_Lenient):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str, BeforeValidator(as_text)] | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list, max_length=128)
+    tool_call_id: str | None = Field(default=None, max_length=256)
+
+    @model_validator(mode="after")
+    def _has_content(self) -> "Message":
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("content: is required")
+        return self
+
+    def for_template(self) -> JsonObject:
+        """As a template knows it: `developer` is today's name of `system`."""
+        role = "system" if self.role == "developer" else self.role
+        message: JsonObject = {"role": role, "content": self.content or ""}
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        if self.tool_call_id:
+            message["tool_call_id"] = self.tool_call_id
+        return message
+
+
+class Function(_Lenient):
+    name: Name
+    description: str = Field(default="", max_length=20_000)
+    parameters: JsonObject = Field(default_factory=lambda: {"type": "object", "properties": {}})
+
+
+class Tool(_Lenient):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(_Lenient):
+    name: Name
+
+
+class NamedTool(_Lenient):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class JsonSchema(_Lenient):
+    name: Name
+    schema_: JsonObject = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Lenient):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> "ResponseFormat":
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("json_schema: is required with this type")
+        return self
+
+
+class StreamOptions(_Lenient):
+    include_usage: bool = False
+
+
+class ChatRequest(_Lenient):
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "example": {
+                "model": "demo",
+                "messages": [{"role": "user", "content": "What is 17 + 25?"}],
+            }
+        },
+    )
+
+    model: str = Field(max_length=256)
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=10**6)
+    """Most tokens of thought and answer together."""
+    max_tokens: int | None = Field(default=None, ge=1, le=10**6)
+    max_thought_tokens: int | None = Field(default=None, ge=0, le=10**6)
+    """Not OpenAI's: the thought's budget in tokens, in place of `reasoning_effort`."""
+    reasoning_effort: Effort | None = None
+    n: int = Field(default=1, ge=1, le=8)
+    stop: list[Annotated[str, Field(min_length=1, max_length=200)]] | str | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    logit_bias: (
+        dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]]
+        | None
+    ) = Field(default=None, max_length=300)
+    """Of the answer's tokens, as are log-probabilities."""
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: ResponseFormat = Field(default_factory=ResponseFormat)
+    tools: list[Tool] = Field(default_factory=list, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
+    stream: bool = False
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unsupported(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for field in UNSUPPORTED:
+                if data.get(field):
+                    raise ValueError(f"{field}: is not supported")
+            # A null means that the field is absent.
+            return {key: value for key, value in data.items() if value is not None}
+        return data
+
+    @model_validator(mode="after")
+    def _usable(self) -> "ChatRequest":
+        if self.messages[-1].role not in ("user", "tool"):
+            raise ValueError("messages: the last one must be from the user or a tool")
+        if all(message.role != "user" for message in self.messages):
+            raise ValueError("messages: one must be from the user")
+        if len(self.stops) > 4:
+            raise ValueError("stop: takes at most 4 strings")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: needs logprobs")
+        self._check_tools()
+        return self
+
+    def _check_tools(self) -> None:
+        names = [tool.function.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise ValueError("tools: two functions have the same name")
+        if isinstance(self.tool_choice, NamedTool):
+            if self.tool_choice.function.name not in names:
+                raise ValueError("tool_choice: names a function that is not among the tools")
+        elif self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice: needs tools")
+        if self.callable_tools and self.response_format.type != "text":
+            raise ValueError("response_format: cannot be combined with tools")
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """Those that this answer may call."""
+        if isinstance(self.tool_choice, NamedTool):
+            named = self.tool_choice.function.name
+            return [tool for tool in self.tools if tool.function.name == named]
+        return [] if self.tool_choice == "none" else self.tools
+
+    @property
+    def must_call(self) -> bool:
+        return self.tool_choice not in ("none", "auto")
+
+    @property
+    def stops(self) -> list[str]:
+        if isinstance(self.stop, str):
+            return [self.stop] if self.stop else []
+        return self.stop or []
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens

@@ -1,0 +1,115 @@
+"""Chat on real vLLM, beside the same requests made by hand: a part of `make bench-chat`."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from shared.formats import GENERIC
+from shared.generation import respond_seed
+from tests.bench.chat_servers import prefix_cache, real_vllm
+from tests.bench.load import post
+
+QUESTION = "What is 17 + 25?"
+NO_END = {"2": -100}
+"""SmolLM2's end of turn, kept out of answers."""
+Ask = Callable[[aiohttp.ClientSession, int], Awaitable[int]]
+REQUESTS = 16
+AT_ONCE = 8
+PHASE_TOKENS = 48
+
+
+def measure(folder: Path, console: Console, rounds: int, _: float) -> None:
+    """Tokens per second of real vLLM: the gateway, the same two phases by hand, and one pass in
+    which the thought is only filtered from the answer."""
+    with real_vllm(folder / "data", "thinker") as (url, engine_url):
+        before = prefix_cache(engine_url)
+        sides: dict[str, Callable[[aiohttp.ClientSession, int], Awaitable[int]]] = {
+            "one pass": partial(one_pass, engine_url),
+            "two phases": partial(two_phases, engine_url),
+            "gateway": partial(through, url),
+        }
+        rates: dict[str, list[float]] = {side: [] for side in sides}
+        for round_ in range(rounds + 1):  # the first one warms up
+            for side, ask in sides.items():
+                rate = uvloop.run(_tokens_per_second(ask, round_))
+                rates[side] += [rate] if round_ else []
+        hits, queries = (b - a for a, b in zip(before, prefix_cache(engine_url), strict=True))
+    table = Table(title="tokens/s on real vLLM, 8 at once", title_justify="left")
+    for column in ("", "tokens/s", "of two phases by hand", "of one pass"):
+        table.add_column(column, justify="right")
+    median = {side: statistics.median(values) for side, values in rates.items()}
+    for side, rate in median.items():
+        by_hand, single = rate / median["two phases"], rate / median["one pass"]
+        table.add_row(side, f"{rate:.1f}", f"{by_hand:.3f}", f"{single:.3f}")
+    console.print(table)
+    console.print(f"prefix cache: {hits / queries:.1%} of {queries:.0f} prompt tokens were in it")
+
+
+async def _tokens_per_second(ask: Ask, round_: int) -> float:
+    """Of so many requests with different seeds; `ask` returns the tokens that were generated."""
+    seeds = iter(range(round_ * REQUESTS, (round_ + 1) * REQUESTS))
+
+    async def client(http: aiohttp.ClientSession) -> int:
+        return sum([await ask(http, seed) for seed in seeds])
+
+    async with aiohttp.ClientSession() as http:
+        began = time.perf_counter()
+        tokens = await asyncio.gather(*(client(http) for _ in range(AT_ONCE)))
+        return sum(tokens) / (time.perf_counter() - began)
+
+
+async def through(url: str, http: aiohttp.ClientSession, seed: int) -> int:
+    # Neither side may end early, or the tokens of a round would differ.
+    body = {
+        "model": "thinker",
+        "messages": [{"role": "user", "content": QUESTION}],
+        "seed": seed,
+        "max_thought_tokens": PHASE_TOKENS,
+        "max_completion_tokens": 2 * PHASE_TOKENS,
+        "logit_bias": NO_END,
+    }
+    answer = await post(http, f"{url}/v1/chat/completions", body)
+    return int(answer["usage"]["completion_tokens"])
+
+
+async def two_phases(engine_url: str, http: aiohttp.ClientSession, seed: int) -> int:
+    """What the gateway asks of the engine, by hand."""
+    messages = [{"role": "user", "content": GENERIC.prompt(QUESTION)}]
+    rendered = await post(http, f"{engine_url}/tokenize", {"messages": messages})
+    stop = {"stop": [GENERIC.response_marker], "include_stop_str_in_output": True}
+    thought = await _completion(http, engine_url, rendered["tokens"], seed, **stop)
+    marker = {"prompt": "\n" + GENERIC.response_marker, "add_special_tokens": False}
+    closing = await post(http, f"{engine_url}/tokenize", marker)
+    ids = [*rendered["tokens"], *thought, *closing["tokens"]]
+    answer = await _completion(
+        http, engine_url, ids, respond_seed(seed), logit_bias=NO_END,
+        max_tokens=2 * PHASE_TOKENS - len(thought),
+    )  # fmt: skip
+    return len(thought) + len(answer)
+
+
+async def one_pass(engine_url: str, http: aiohttp.ClientSession, seed: int) -> int:
+    """Thought and answer in one request, as a proxy that filters would ask for them."""
+    messages = [{"role": "user", "content": GENERIC.prompt(QUESTION)}]
+    rendered = await post(http, f"{engine_url}/tokenize", {"messages": messages})
+    wanted = {"max_tokens": 2 * PHASE_TOKENS, "logit_bias": NO_END}
+    return len(await _completion(http, engine_url, rendered["tokens"], seed, **wanted))
+
+
+async def _completion(
+    http: aiohttp.ClientSession, engine_url: str, ids: list[int], seed: int, **more: Any
+) -> list[int]:
+    body = {"prompt": ids, "max_tokens": PHASE_TOKENS, "temperature": 1.0, "seed": seed}
+    body |= {"return_token_ids": True, **more}
+    answer = await post(http, f"{engine_url}/v1/completions", body)
+    made: list[int] = answer["choices"][0]["token_ids"]
+    return made

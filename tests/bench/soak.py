@@ -1,0 +1,108 @@
+"""`make soak-chat`: ten minutes of steady load on chat. Memory stays flat, no descriptor is left
+open, and every request is answered.
+
+The load is as high as it goes without a queue: each client pauses between requests, half of them
+stream, and one in ten leaves in the middle.
+"""
+
+import argparse
+import asyncio
+import random
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import psutil
+from rich.console import Console
+
+from tests.bench import load
+from tests.bench.chat import SCRIPT, chat
+from tests.bench.chat_servers import forethought, scripted_engine
+from tests.workers import tiny_model
+
+CLIENTS = 64
+PAUSE_SECONDS = 0.1
+TOKEN_SECONDS = 0.0004
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Sample:
+    seconds: float
+    mib: float
+    descriptors: int
+
+
+def requests(url: str) -> load.Request:
+    whole, streamed = (chat(url, "bench", stream=stream) for stream in (False, True))
+
+    async def request(http: aiohttp.ClientSession) -> None:
+        if random.random() < 0.1:
+            leaving = asyncio.ensure_future(streamed(http))
+            await asyncio.sleep(random.uniform(0, 0.1))
+            leaving.cancel()
+            return
+        await random.choice((whole, streamed))(http)
+
+    return request
+
+
+def watch(process: psutil.Process, samples: list[Sample], stop: threading.Event) -> None:
+    began = time.monotonic()
+    while not stop.wait(5):
+        memory = process.memory_full_info().uss / MIB
+        samples.append(Sample(time.monotonic() - began, memory, process.num_fds()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    args = parser.parse_args()
+    console = Console()
+    samples: list[Sample] = []
+    stop = threading.Event()
+    with tempfile.TemporaryDirectory(prefix="forethought-soak-") as name:
+        folder = Path(name)
+        tiny = tiny_model.write(folder / "tiny")
+        with (
+            scripted_engine(tiny, SCRIPT, TOKEN_SECONDS) as engine_url,
+            forethought(folder / "data", tiny, engine_url) as url,
+        ):
+            process = _coordinator()
+            idle = process.num_fds()
+            watcher = threading.Thread(target=watch, args=(process, samples, stop))
+            watcher.start()
+            done = load.run(
+                requests(url), clients=CLIENTS, seconds=args.seconds, pause=PAUSE_SECONDS
+            )
+            stop.set()
+            watcher.join()
+            time.sleep(10)  # kept-alive connections to the engine end
+            left = process.num_fds()
+    # The first minute fills pools and caches.
+    warm = [sample for sample in samples if sample.seconds >= min(60, args.seconds / 4)]
+    console.print(
+        f"{len(done.latencies)} requests in {done.seconds:.0f} s, {done.per_second:.0f}/s, "
+        f"{done.errors} lost; p50 {done.percentile(50) * 1000:.0f} ms, "
+        f"p99 {done.percentile(99) * 1000:.0f} ms"
+    )
+    console.print(
+        f"coordinator: {warm[0].mib:.1f} MiB after {warm[0].seconds:.0f} s, "
+        f"{warm[-1].mib:.1f} at the end, at most {max(s.mib for s in warm):.1f}; "
+        f"descriptors {idle} before, at most {max(s.descriptors for s in samples)}, {left} after"
+    )
+
+
+def _coordinator() -> psutil.Process:
+    return next(
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "services.coordinator.app:app" in process.cmdline()
+    )
+
+
+if __name__ == "__main__":
+    main()

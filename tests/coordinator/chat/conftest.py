@@ -1,0 +1,50 @@
+"""A coordinator that serves `demo@v1` from a scripted engine."""
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+from sqlalchemy import Engine
+
+from services.coordinator.app import app
+from services.coordinator.chat import serving as serving_cache
+from shared.formats import GENERIC, ThoughtFormat
+from tests.coordinator.chat.served import serve
+from tests.scripted_engine import ScriptedEngine, running, serving
+from tests.workers import tiny_model
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> ScriptedEngine:
+    return ScriptedEngine(tiny_model.write(tmp_path_factory.mktemp("tiny")), lambda *_: "")
+
+
+@pytest.fixture(scope="module")
+def engine_url(scripted: ScriptedEngine) -> Iterator[str]:
+    with running(scripted) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def url(postgres_url: str, redis_url: str, engine_url: str) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, serving(app) as url:
+        patch.setattr(serving_cache, "LOOK_SECONDS", 0.05)
+        yield url
+
+
+@pytest.fixture
+def fmt() -> ThoughtFormat:
+    """Of the served model; a test may override it."""
+    return GENERIC
+
+
+@pytest.fixture
+def served(engine_url: str, url: str, clean_database: Engine, fmt: ThoughtFormat) -> str:
+    """The coordinator's address."""
+    serve(engine_url, fmt)
+    return url
+
+
+@pytest.fixture
+def client(served: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{served}/v1", api_key="none", max_retries=0)

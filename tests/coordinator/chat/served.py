@@ -1,0 +1,31 @@
+"""What the scripted model thinks and answers, and how it comes to be served."""
+
+from typing import Any
+
+from services.coordinator.chat.serving import CACHE
+from shared.db import transaction
+from shared.formats import GENERIC, ThoughtFormat
+from tests import factories
+from tests.engine_scripts import Play, Script
+from tests.waiting import until
+
+SECRET = "SECRET"
+THOUGHT = f"{GENERIC.thought_marker} {SECRET} thought.\n{GENERIC.response_marker}\n"
+QUESTION: list[Any] = [{"role": "user", "content": "What is 17 + 25?"}]
+
+
+def script(answer: str | Play, thought: str | Play = THOUGHT) -> Script:
+    """Thinks where its turn is empty, and answers behind a response marker."""
+    return lambda prompt, _: thought if thinks(prompt) else answer
+
+
+def thinks(prompt: str) -> bool:
+    """Whether the model's turn is empty, but for what a prefill puts there."""
+    return prompt.endswith(("assistant\n", "assistant\n<think>"))
+
+
+def serve(engine_url: str, fmt: ThoughtFormat, name: str = "demo") -> None:
+    """Promote a model of this format and wait until chat serves it."""
+    with transaction() as session:
+        id_ = factories.served(session, engine_url, name=name, thought_format=fmt.model_dump()).id
+    until(lambda: CACHE._served and CACHE._served.model.id == id_, "it is served")

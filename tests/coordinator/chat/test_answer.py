@@ -1,0 +1,124 @@
+"""The reader of an answer's pieces: pure, and the same however an answer is cut."""
+
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.coordinator.chat.answer import AnswerReader, Piece
+from services.coordinator.chat.answer_filter import AnswerFilter
+from services.coordinator.chat.schema import Tool
+from services.coordinator.chat.tool_calls import ToolCallReader, grammar
+from shared.engine_answers import Choice, TokenLogprob
+from shared.errors import PlatformError, Unavailable
+
+THOUGHT, RESPONSE = "Think: ", "Say:"
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+PARTS = st.sampled_from(
+    ["a", " ", "\n", "İ思", "Thi", "nk: ", THOUGHT, THOUGHT.upper(), RESPONSE, RESPONSE.lower(),
+     "S", CALL, "<tool_call>", "</tool_call>", "<tool"]
+)  # fmt: skip
+TEXTS = st.lists(PARTS, max_size=12).map("".join)
+
+
+def read(
+    text: str, cuts: list[int], *, tools: bool = False, finish: str = "stop", stop: str | None = "x"
+) -> list[Piece]:
+    """What a reader makes of `text`, cut at these offsets, one token a character."""
+    reader = AnswerReader(AnswerFilter(THOUGHT, RESPONSE), ToolCallReader() if tools else None)
+    at = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[a:b] for a, b in pairwise(at)]
+    last = len(pieces) - 1
+    return [
+        reader.read(
+            Choice(
+                piece,
+                [],
+                finish if i == last else None,
+                stop if i == last else None,
+                [TokenLogprob(c, -1.0, {}) for c in piece],
+            )
+        )
+        for i, piece in enumerate(pieces)
+    ]
+
+
+def shown(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def without_thoughts(text: str) -> str:
+    """The specification, for a whole text."""
+    hidden = re.compile(
+        f"{re.escape(THOUGHT)}.*?(?:{re.escape(RESPONSE)}|\\Z)",
+        re.DOTALL | re.IGNORECASE | re.ASCII,
+    )
+    return hidden.sub("", text).lstrip()
+
+
+def without_calls(text: str) -> str:
+    return re.sub(r"<tool_call>.*?(?:</tool_call>\s*|\Z)", "", text, flags=re.DOTALL)
+
+
+@given(TEXTS, st.lists(st.integers(0, 80)))
+def test_what_stands_between_the_markers_is_not_shown(text: str, cuts: list[int]) -> None:
+    assert shown(read(text, cuts)) == without_thoughts(text)
+
+
+@given(TEXTS, st.lists(st.integers(0, 80)))
+def test_tokens_are_given_out_as_far_as_nothing_is_hidden(text: str, cuts: list[int]) -> None:
+    tokens = "".join(row.text for piece in read(text, cuts) for row in piece.logprobs)
+    assert tokens == re.split(re.escape(THOUGHT), text, flags=re.IGNORECASE | re.ASCII)[0]
+
+
+@given(TEXTS, st.lists(st.integers(0, 80)))
+def test_cuts_change_no_call(text: str, cuts: list[int]) -> None:
+    def calls(pieces: list[Piece]) -> list[tuple[str, str]]:
+        return [(call.name, call.arguments) for piece in pieces for call in piece.calls]
+
+    whole, cut = read(text, [], tools=True), read(text, cuts, tools=True)
+    assert shown(whole) == shown(cut)
+    assert calls(whole) == calls(cut)
+    assert shown(whole) == without_calls(without_thoughts(text))
+
+
+def test_a_call_is_taken_out_of_the_text() -> None:
+    [piece] = read(f"Let me see. {CALL}\n{CALL}", [], tools=True)
+    assert piece.text == "Let me see. "
+    assert [(c.name, c.arguments) for c in piece.calls] == [("add", '{"a":1}')] * 2
+    assert piece.finish_reason == "tool_calls"
+
+
+def test_a_call_cut_off_is_dropped() -> None:
+    [piece] = read(f"So. {CALL[:30]}", [], tools=True, finish="length", stop=None)
+    assert (piece.text, piece.calls, piece.finish_reason) == ("So. ", [], "length")
+
+
+@pytest.mark.parametrize("text", ["", "  \n", THOUGHT + "hm"])
+def test_an_answer_without_a_word_is_an_error(text: str) -> None:
+    with pytest.raises(PlatformError, match="empty answer"):
+        read(text, [], stop=None)
+
+
+def test_an_answer_that_its_stop_string_leaves_empty_is_none() -> None:
+    assert read("", [])[-1].finish_reason == "stop"
+
+
+def test_an_answer_that_the_engine_gave_up_is_not_whole() -> None:
+    with pytest.raises(Unavailable, match="cut off"):
+        read("Forty", [], finish="abort", stop=None)
+
+
+def test_a_grammar_holds_each_tool_with_its_schema() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    tool = Tool.model_validate(
+        {"type": "function", "function": {"name": "add", "parameters": schema}}
+    )
+    made = grammar([tool], required=True, parallel=False)["format"]
+    assert made["at_least_one"]
+    assert made["stop_after_first"]
+    [tag] = made["tags"]
+    assert tag["begin"] + '{"a": 1}' + tag["end"] == CALL
+    assert tag["content"]["json_schema"] == schema

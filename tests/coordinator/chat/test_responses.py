@@ -1,0 +1,96 @@
+"""The Responses route, by the openai client: stateless, and as silent about thoughts."""
+
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from tests.coordinator.chat.served import SECRET, THOUGHT, script
+from tests.engine_scripts import Play
+from tests.scripted_engine import ScriptedEngine
+
+
+def test_a_response_is_the_answer_with_its_usage(
+    client: openai.OpenAI, scripted: ScriptedEngine
+) -> None:
+    scripted.script = script(f"Forty {THOUGHT}two.")
+    response = client.responses.create(
+        model="demo", input="What is 17 + 25?", instructions="Be brief.", metadata={"a": "b"}
+    )
+    assert response.output_text == "Forty \ntwo."
+    assert (response.status, response.incomplete_details) == ("completed", None)
+    assert response.usage is not None
+    assert response.usage.output_tokens_details.reasoning_tokens == len(THOUGHT.rstrip())
+    assert SECRET not in response.model_dump_json()
+    assert "Be brief." in scripted.tokenizer.decode(scripted.requests[-1]["prompt"])
+
+
+def test_its_events_make_the_same_response(client: openai.OpenAI, scripted: ScriptedEngine) -> None:
+    scripted.script = script(f"Forty {THOUGHT}two.")
+    with client.responses.stream(model="demo", input="What is 17 + 25?") as events:
+        seen = list(events)
+        response = events.get_final_response()
+    assert "".join(e.delta for e in seen if e.type == "response.output_text.delta") == (
+        response.output_text
+    )
+    assert response.output_text == "Forty \ntwo."
+    assert [e.sequence_number for e in seen] == sorted(e.sequence_number for e in seen)
+    assert seen[0].type == "response.created"
+    assert seen[-1].type == "response.completed"
+    assert SECRET not in repr(seen)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_cut_off_is_incomplete(
+    client: openai.OpenAI, scripted: ScriptedEngine, stream: bool
+) -> None:
+    scripted.script = script("word " * 50)
+    request: dict[str, Any] = {"model": "demo", "input": "Go on.", "max_output_tokens": 100}
+    if stream:
+        *_, last = client.responses.create(**request, stream=True)
+        assert last.type == "response.incomplete"
+        response: Any = last.response
+    else:
+        response = client.responses.create(**request)
+    assert response.status == "incomplete"
+    assert response.incomplete_details.reason == "max_output_tokens"
+    assert response.usage.output_tokens == 100
+
+
+def test_thoughts_of_others_are_not_fed_back(
+    client: openai.OpenAI, scripted: ScriptedEngine
+) -> None:
+    scripted.script = script("Yes.")
+    items: Any = [
+        {"role": "user", "content": "Hello?"},
+        {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": SECRET}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "Hi."}]},
+        {"role": "user", "content": [{"type": "input_text", "text": "Sure?"}]},
+    ]
+    client.responses.create(model="demo", input=items)
+    prompt = scripted.tokenizer.decode(scripted.requests[-1]["prompt"])
+    assert SECRET not in prompt.split("assistant\nHi.")[0]
+    assert "assistant\nHi." in prompt
+
+
+def test_a_stream_that_fails_says_so(client: openai.OpenAI, scripted: ScriptedEngine) -> None:
+    scripted.script = script(Play(f"{SECRET} two.", fails_after=0))
+    events = list(client.responses.create(model="demo", input="Go on.", stream=True))
+    assert events[-1].type == "response.failed"
+    assert SECRET not in repr(events)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"input": []}, "input"),
+        ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
+    ],
+)
+def test_what_it_does_not_do_is_named(served: str, change: dict[str, Any], param: str) -> None:
+    answer = httpx2.post(f"{served}/v1/responses", json={"model": "demo", "input": "Hi"} | change)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith(param), answer.text

@@ -1,0 +1,245 @@
+"""Chat with the real small model on real vLLM, by the clients that people use."""
+
+import asyncio
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx2
+import openai
+import psutil
+import pytest
+from pydantic import BaseModel
+
+from tests.platform import Platform, platform
+from tests.waiting import until
+from workers.unpack import unpack
+
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
+ROOT = Path(__file__).parents[1]
+QUESTION: list[Any] = [{"role": "user", "content": "Name a fruit."}]
+ASK: dict[str, Any] = {"model": "thinker", "messages": QUESTION, "seed": 1, "max_tokens": 48}
+TOOLS = (
+    "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}\nCall one as <tool_call>\n"
+    '{"name": ..., "arguments": ...}\n</tool_call><|im_end|>\n{% endif %}'
+)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Serves `thinker`: the bundled model, asked to think, with tools in its template."""
+    folder = tmp_path_factory.mktemp("chat")
+    model = folder / "thinker"
+    shutil.copytree(unpack("bundled", folder / "store"), model)
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text())
+    jinja = model / "chat_template.jinja"
+    template = jinja.read_text() if jinja.exists() else tokenizer["chat_template"]
+    jinja.write_text(TOOLS + template)
+    (model / "tokenizer_config.json").write_text(
+        json.dumps(tokenizer | {"chat_template": TOOLS + template})
+    )
+    with platform(folder / "data", max_model_len="1024") as started:
+        body = {"name": "thinker", "source": str(model), "thought_format": "generic"}
+        httpx2.post(f"{started.stack.url}/models", json=body).raise_for_status()
+        started.client.wait_for_model("thinker")
+        budgets = {"thought_budgets": {"low": 6, "medium": 24}}
+        httpx2.post(f"{started.stack.url}/models/thinker/promote", json=budgets).raise_for_status()
+        until(lambda: answers(started), "the model is served", 180)
+        yield started
+
+
+@pytest.fixture
+def client(real: Platform) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{real.stack.url}/v1", api_key="none") as client:
+        yield client
+
+
+def answers(real: Platform) -> bool:
+    body = ASK | {"max_tokens": 2}
+    answer = httpx2.post(f"{real.stack.url}/v1/chat/completions", json=body, timeout=90)
+    assert answer.status_code in (200, 503), answer.text
+    return answer.status_code == 200
+
+
+def test_a_seed_repeats_the_answer_streamed_or_not(client: openai.OpenAI) -> None:
+    whole = [client.chat.completions.create(**ASK) for _ in range(2)]
+    chunks = list(
+        client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True})
+    )
+    streamed = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert {answer.choices[0].message.content for answer in whole} == {streamed}
+    usage = chunks[-1].usage
+    assert usage == whole[0].usage
+    assert usage is not None
+    assert usage.completion_tokens_details is not None
+    assert 0 < (usage.completion_tokens_details.reasoning_tokens or 0) <= 24
+    assert usage.completion_tokens <= 48
+    assert "thought process" not in streamed
+
+
+def test_several_at_once_by_the_async_client(real: Platform) -> None:
+    async def ask() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{real.stack.url}/v1", api_key="none") as client:
+            asks = (
+                client.chat.completions.create(**ASK | {"n": 2, "max_tokens": 16}) for _ in range(4)
+            )
+            return await asyncio.gather(*asks)
+
+    for answer in asyncio.run(ask()):
+        assert len(answer.choices) == 2
+        assert all(choice.finish_reason in ("stop", "length") for choice in answer.choices)
+
+
+class Fruit(BaseModel):
+    ripe: bool
+    pieces: int
+
+
+def test_an_answer_is_parsed(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(**ASK | {"max_tokens": 120}, response_format=Fruit)
+    assert isinstance(answer.choices[0].message.parsed, Fruit)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tool_is_called(client: openai.OpenAI, stream: bool) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"ripe": {"type": "boolean"}},
+        "required": ["ripe"],
+        "additionalProperties": False,
+    }
+    tools: list[Any] = [
+        {"type": "function", "function": {"name": "pick", "parameters": parameters}}
+    ]
+    request = ASK | {"max_tokens": 120, "tools": tools, "tool_choice": "required"}
+    request |= {"parallel_tool_calls": False}
+    if stream:
+        with client.chat.completions.stream(**request) as events:
+            choice: Any = events.get_final_completion().choices[0]
+    else:
+        choice = client.chat.completions.create(**request).choices[0]
+    [call] = choice.message.tool_calls
+    assert call.function.name == "pick"
+    assert isinstance(json.loads(call.function.arguments)["ripe"], bool)
+    assert choice.finish_reason == "tool_calls"
+
+
+def test_logprobs_are_those_of_the_answers_tokens(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(**ASK, logprobs=True, top_logprobs=2)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    rows = logprobs.content or []
+    text = "".join(row.token for row in rows)
+    assert text.strip() == (answer.choices[0].message.content or "").strip()
+    assert all(row.logprob <= 0 and len(row.top_logprobs) == 2 for row in rows)
+
+
+def test_what_cannot_be_done_is_named(client: openai.OpenAI) -> None:
+    long: Any = [{"role": "user", "content": "word " * 2000}]
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(**ASK | {"messages": long})
+    assert (error.value.code, error.value.param) == ("context_length_exceeded", "messages")
+    schema: Any = {
+        "type": "json_schema",
+        "json_schema": {"name": "a", "schema": {"type": "no such type"}},
+    }
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(**ASK, response_format=schema)
+    assert error.value.param == "response_format"
+
+
+def test_a_response_is_streamed(client: openai.OpenAI) -> None:
+    *events, last = client.responses.create(
+        model="thinker",
+        input="Name a fruit.",
+        reasoning={"effort": "low"},
+        max_output_tokens=40,
+        stream=True,
+    )
+    assert last.type in ("response.completed", "response.incomplete")
+    response = last.response
+    deltas = (e.delta for e in events if e.type == "response.output_text.delta")
+    assert "".join(deltas) == response.output_text != ""
+    assert response.usage is not None
+    assert 0 < response.usage.output_tokens_details.reasoning_tokens <= 6
+
+
+def test_langchain_and_litellm_see_the_answer_alone(real: Platform) -> None:
+    command = [ROOT / ".venv-clients" / "bin" / "python", ROOT / "tests" / "clients" / "others.py"]
+    done = subprocess.run(
+        [*command, f"{real.stack.url}/v1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, seen in json.loads(done.stdout.splitlines()[-1]).items():
+        assert seen["whole"], name
+        assert seen["whole"] == seen["streamed"], name
+        assert 0 < seen["reasoning"] <= 24, name
+        assert "thought process" not in seen["everything"], name
+
+
+def engine_url(real: Platform) -> str:
+    [[url]] = real.sql("SELECT engine_url FROM serving")
+    return str(url)
+
+
+def running(url: str) -> float:
+    """Requests that vLLM itself says it is working on."""
+    lines = httpx2.get(f"{url}/metrics").text.splitlines()
+    names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_the_engine_within_a_second(
+    real: Platform, stream: bool
+) -> None:
+    engine = engine_url(real)
+    body = ASK | {"max_tokens": 900, "stream": stream}
+    body |= {"messages": [{"role": "user", "content": "Write a long story."}]}
+
+    async def ask() -> None:
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(f"{real.stack.url}/v1/chat/completions", json=body) as answer,
+        ):
+            await answer.read()
+
+    async def ask_and_leave() -> None:
+        asking = asyncio.create_task(ask())
+        await asyncio.sleep(2)
+        assert await asyncio.to_thread(running, engine) == 1
+        asking.cancel()
+
+    asyncio.run(ask_and_leave())
+    left = time.monotonic()
+    until(lambda: running(engine) == 0, "the engine is idle", 10)
+    assert time.monotonic() - left < 1
+
+
+def test_an_engine_that_hangs_is_replaced(real: Platform, client: openai.OpenAI) -> None:
+    everything = psutil.process_iter(["name"])
+    cores = [p for p in everything if p.info["name"].startswith("VLLM::")]
+    began = time.monotonic()
+    for core in cores:
+        core.send_signal(signal.SIGSTOP)
+    assert httpx2.get(f"{engine_url(real)}/health").status_code == 200
+
+    def refused() -> bool:
+        body = ASK | {"max_tokens": 2}
+        try:
+            answer = httpx2.post(f"{real.stack.url}/v1/chat/completions", json=body, timeout=1)
+        except httpx2.ReadTimeout:
+            return False
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) > 0
+        return True
+
+    until(refused, "chat says that there is no model", 30)
+    assert time.monotonic() - began < 30
+    until(lambda: answers(real), "another engine serves", 120)
