@@ -5,7 +5,7 @@ CODE := shared services workers tests configs
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint format bench-generate bench-scale clean
+.PHONY: help setup demo up test lint format bench-generate bench-scale bench-chat soak-chat fuzz-chat clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -19,8 +19,13 @@ demo: setup ## Two iterations on the bundled model, then a chat with the result
 up: setup ## Run the platform until Ctrl-C
 	@$(PY) -m services.cli up
 
-test: setup lint ## Lint and run the tests; TESTS=tests/shared for some of them
+test: setup lint .venv-clients/installed ## Lint and run the tests; TESTS=tests/shared for some of them
 	$(PY) -m pytest $(TESTS)
+
+.venv-clients/installed: requirements/clients.lock | setup
+	@$(PY) -m venv --clear .venv-clients
+	@.venv-clients/bin/python -m pip install --quiet --no-deps -r requirements/clients.lock
+	@touch $@
 
 lint: setup ## ruff, mypy and the import rules
 	$(PY) -m ruff check $(CODE)
@@ -38,5 +43,14 @@ bench-generate: setup ## Tokens per second through the platform against bare vLL
 bench-scale: setup ## An iteration at the paper's size with an instant engine
 	@$(PY) -m tests.bench.scale
 
+bench-chat: setup ## Chat's latency, requests/s beside LiteLLM, tokens/s beside bare vLLM
+	@$(PY) -m tests.bench.chat
+
+soak-chat: setup ## Ten minutes of chat at the highest steady load
+	@$(PY) -m tests.bench.soak
+
+fuzz-chat: setup ## 100,000 adversarial thoughts, each streamed and not: none may leak
+	CASES=25000 $(PY) -m pytest --timeout=0 -v tests/coordinator/chat/test_leaks.py
+
 clean: ## Remove the environment, caches and the platform's data (.forethought)
-	rm -rf .venv .forethought *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-clients .forethought *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

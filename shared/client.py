@@ -33,8 +33,11 @@ class ServiceClient:
     def put(self, path: str, body: Body, **params: Any) -> Body:
         return self._call("PUT", path, json=body, params=params)
 
-    def post(self, path: str, body: Body | None = None) -> Body:
-        return self._call("POST", path, json=body)
+    def post(
+        self, path: str, body: Body | None = None, *, idempotency_key: str | None = None
+    ) -> Body:
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._call("POST", path, json=body, headers=headers)
 
     def _call(self, method: str, path: str, **kwargs: Any) -> Body:
         try:

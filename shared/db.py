@@ -5,12 +5,19 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Annotated
 
+import stamina
 from fastapi import Depends
+from psycopg.errors import DiskFull
 from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.settings import get_settings
 
+AWAY_SECONDS = 600.0
+"""How long a worker keeps work that is done while the database is away."""
+FROZEN_MS = 120_000
+"""A process that was suspended in a transaction must not hold its locks for ever."""
 CHANNEL = "forethought"
 """LISTEN/NOTIFY channel; a notification only wakes a waiter, its payload says what changed."""
 
@@ -19,7 +26,11 @@ CHANNEL = "forethought"
 def get_engine() -> Engine:
     # hide_parameters: an error's text must not carry prompts or thoughts into a log.
     return create_engine(
-        get_settings().database_url, pool_pre_ping=True, pool_size=10, hide_parameters=True
+        get_settings().database_url,
+        pool_pre_ping=True,
+        pool_size=10,
+        hide_parameters=True,
+        connect_args={"options": f"-c idle_in_transaction_session_timeout={FROZEN_MS}"},
     )
 
 
@@ -39,6 +50,18 @@ def _session() -> Iterator[Session]:
     with transaction() as session:
         yield session
 
+
+def is_away(error: Exception) -> bool:
+    """Whether Postgres could not be reached, or let go of the connection: try again."""
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    return not isinstance(error.orig, DiskFull)
+
+
+patiently = stamina.retry(
+    on=is_away, attempts=None, timeout=AWAY_SECONDS, wait_initial=0.2, wait_max=2.0
+)
+"""Decorates a transaction of a worker: work that is done waits for a database that is away."""
 
 SessionDep = Annotated[Session, Depends(_session, scope="function")]
 """Committed before the response is sent, so a client can read what it wrote."""

@@ -170,6 +170,22 @@ def renew(
     _write(session, claim, values)
 
 
+def count_anew(session: Session, claim: Claim) -> None:
+    """What was done since the claim stays done, so attempts are counted from here."""
+    _write(session, claim, {"attempt": 1})
+
+
+def holds_expired(session: Session, job_id: uuid.UUID, worker: str) -> bool:
+    """Whether a worker has let the lease of a shard run out that is still its own."""
+    query = select(Shard.id).where(
+        Shard.job_id == job_id,
+        Shard.worker == worker,
+        Shard.status == Status.running,
+        Shard.lease_until < func.clock_timestamp(),
+    )
+    return session.scalar(query.limit(1)) is not None
+
+
 def finish(session: Session, claim: Claim, result: Json) -> None:
     """Commit a shard; ends the job when it was the last one. Rows it made go in the same
     transaction, so they exist exactly when the shard has succeeded."""
@@ -206,14 +222,24 @@ def fail(
 ) -> None:
     """Give a shard back for another attempt, or end its job once the attempts are used up."""
     job = get(session, claim.job_id, lock=True)
-    if retry and claim.attempt < max_attempts:
-        delay = RETRY_DELAY.total_seconds() * 2 ** (claim.attempt - 1)
+    attempt = session.scalar(select(Shard.attempt).where(Shard.id == claim.shard_id)) or 1
+    if retry and attempt < max_attempts:
+        delay = RETRY_DELAY.total_seconds() * 2 ** (attempt - 1)
         values = {"status": Status.queued, "not_before": _from_now(delay)}
         _write(session, claim, {**values, "error": error, "lease_until": None})
         job.sent_at = None  # the sweeper sends again as soon as the delay is over
     else:
         _write(session, claim, {"status": Status.failed, "error": error, "finished_at": func.now()})
         _end(session, job, Status.failed, error)
+    notify(session, f"job {job.id}")
+
+
+def hand_back(session: Session, claim: Claim, payload: Json) -> None:
+    """Queue the shard again, to be done otherwise; this attempt does not count."""
+    job = get(session, claim.job_id, lock=True)
+    values = {"status": Status.queued, "attempt": claim.attempt - 1, "lease_until": None}
+    _write(session, claim, {**values, "payload": payload})
+    job.sent_at = None
     notify(session, f"job {job.id}")
 
 

@@ -146,6 +146,8 @@ class Model(Base):
     created_at: Mapped[datetime] = _now()
     promoted_at: Mapped[datetime | None]
     """The model promoted last is the one that chat serves."""
+    thought_budgets: Mapped[Json | None]
+    """Chat's tokens of thought by effort, where its promotion has set them."""
 
 
 class Iteration(Base):

@@ -14,6 +14,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 """Names of datasets and model families: safe in paths and in `name@v1`."""
 ModelRef = Annotated[str, Field(min_length=1, max_length=500)]
 """A registered model: its id, `name@v1`, or `name` (the latest version)."""
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""OpenAI's `reasoning_effort`."""
 Text = Annotated[str, Field(min_length=1, max_length=200_000)]
 
 
@@ -240,3 +242,24 @@ class ModelRegistration(Strict):
     name: Name
     source: str = Field(min_length=1, max_length=1000)
     """A Hugging Face id, a folder with safetensors, or a .gguf file, seen from the server."""
+    thought_format: ThoughtFormat | str | None = None
+    """How chat is to have it think when it is promoted as it is: `think` for a model that does so
+    by itself. Without it, it answers directly. Training sets a format of its own."""
+
+    @field_validator("thought_format", mode="after")
+    @classmethod
+    def _resolve_format(cls, value: Any) -> Any:
+        return None if value is None else as_thought_format(value)
+
+    @property
+    def format(self) -> ThoughtFormat | None:
+        assert not isinstance(self.thought_format, str)
+        return self.thought_format
+
+
+class Promotion(Strict):
+    """Makes a model the one that chat serves."""
+
+    thought_budgets: dict[Effort, Annotated[int, Field(ge=0, le=10**6)]] | None = None
+    """Most tokens of a thought for each `reasoning_effort`. Those not named are a share of the
+    budget that the model was trained with: `medium` is all of it. Absent: as they were."""

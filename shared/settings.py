@@ -46,12 +46,15 @@ class Settings(BaseSettings):
     sleep_engine_while_training: bool = True
     """On a GPU, the engine frees its memory while a training holds the device."""
 
-    lease_seconds: float = 30.0
+    lease_seconds: float = 25.0
+    """A worker that has not been heard of for so long has died; another takes its shards."""
     heartbeat_seconds: float = 5.0
     max_attempts: int = 3
     loop_poll_seconds: float = 1.0
     resend_after_seconds: float = 15.0
     worker_threads: int = 4
+    checkpoint_seconds: float = 600.0
+    """Of training that a kill may cost at most, beside the end of each epoch."""
 
     max_upload_bytes: int = 256 * 1024 * 1024
     max_chat_in_flight: int = 256

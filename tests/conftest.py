@@ -6,27 +6,23 @@
 
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from services.cli.postgres import Postgres
-from services.cli.processes import spawn, tail
-from services.cli.supervisor import Service
 from services.cli.valkey import Valkey
 from shared import db, migrate
 from shared.models import Base
 from shared.settings import get_settings
+from tests.data_servers import serving
 
 RUN_DIR = pytest.StashKey[Path]()
-START_SECONDS = 60.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,6 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["FORETHOUGHT_MODEL_STORE"] = str(run_dir / "models")
     os.environ["HF_HUB_OFFLINE"] = "1"
     get_settings.cache_clear()
+    # How long an example takes says nothing on a busy machine.
+    hypothesis.settings.register_profile("tests", deadline=None)
+    hypothesis.settings.load_profile("tests")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -54,7 +53,7 @@ def postgres_url(pytestconfig: pytest.Config) -> Iterator[str]:
     """A database at the newest schema; also what `shared.db` connects to."""
     run_dir = pytestconfig.stash[RUN_DIR]
     postgres = Postgres(run_dir / "pg", run_dir)
-    with _running(postgres.service(), run_dir, "-c", "fsync=off"):
+    with serving(postgres.service(), run_dir, "-c", "fsync=off"):
         migrate.upgrade(postgres.url)
         yield postgres.url
         db.get_engine().dispose()
@@ -65,7 +64,7 @@ def redis_url(pytestconfig: pytest.Config) -> Iterator[str]:
     """A broker; also what `shared.broker` connects to."""
     run_dir = pytestconfig.stash[RUN_DIR]
     valkey = Valkey(run_dir)
-    with _running(valkey.service(), run_dir):
+    with serving(valkey.service(), run_dir):
         yield valkey.url
 
 
@@ -92,39 +91,3 @@ def clean_database(engine: Engine) -> Iterator[Engine]:
     tables = ", ".join(f'"{table.name}"' for table in Base.metadata.sorted_tables)
     with engine.begin() as connection:
         connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
-
-
-class _running:
-    """A data server for as long as the block lasts."""
-
-    def __init__(self, service: Service, folder: Path, *options: str) -> None:
-        self._service = service
-        self._log = folder / f"{service.name}.log"
-        self._process: subprocess.Popen[bytes] = spawn(
-            [*service.command, *options],
-            self._log,
-            env=service.env,
-            death_signal=service.stop_signal,
-            uid=service.uid,
-        )
-
-    def __enter__(self) -> None:
-        ready = self._service.ready
-        assert ready is not None
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                return ready()
-            except Exception:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.__exit__()
-                    raise RuntimeError(tail(self._log)) from None
-                time.sleep(0.05)
-
-    def __exit__(self, *_: object) -> None:
-        self._process.send_signal(self._service.stop_signal)
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()

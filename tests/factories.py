@@ -1,6 +1,7 @@
 """Rows for tests, with defaults for what a test does not care about."""
 
 import uuid
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import func
@@ -50,5 +51,11 @@ def served(session: Session, engine_url: str, **given: Any) -> Model:
         "promoted_at": func.now(),
     }
     row = model(session, **(defaults | given))
-    session.add(Serving(engine_url=engine_url, model_id=row.id, state="ready", detail=""))
+    # Nobody renews this row.
+    for_long = func.now() + timedelta(days=1)
+    session.add(
+        Serving(
+            engine_url=engine_url, model_id=row.id, state="ready", detail="", updated_at=for_long
+        )
+    )
     return row

@@ -13,6 +13,7 @@ import pytest
 
 from services.cli.client import Client, Object
 from tests import scripted_engine
+from tests.engine_scripts import Script
 from tests.platform import Platform, platform
 from tests.scripted_engine import ScriptedEngine
 from tests.waiting import until
@@ -84,10 +85,10 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
 
 
 @pytest.fixture
-def script(scripted: Scripted) -> Iterator[Callable[[scripted_engine.Script], None]]:
+def script(scripted: Scripted) -> Iterator[Callable[[Script], None]]:
     """Sets what the model writes, for one test."""
 
-    def use(script: scripted_engine.Script) -> None:
+    def use(script: Script) -> None:
         scripted.engine.script = script
 
     yield use
@@ -147,7 +148,7 @@ def test_the_promoted_model_answers_in_chat(scripted: Scripted) -> None:
 
 
 def test_no_pair_left_fails_with_the_counts(
-    scripted: Scripted, script: Callable[[scripted_engine.Script], None]
+    scripted: Scripted, script: Callable[[Script], None]
 ) -> None:
     script(lambda *_: "hm <R> always the same")
     [iteration] = scripted.run(count=1)
@@ -158,7 +159,7 @@ def test_no_pair_left_fails_with_the_counts(
 
 
 def test_a_run_ends_with_the_iteration_that_fails(
-    scripted: Scripted, script: Callable[[scripted_engine.Script], None]
+    scripted: Scripted, script: Callable[[Script], None]
 ) -> None:
     script(lambda *_: "never a marker")
     first, second = scripted.run(count=2)

@@ -15,10 +15,8 @@ from transformers import TrainerCallback
 
 from workers.model_folder import copy_tokenizer, write_aside, write_probe
 from workers.preference_data import TrainError
-from workers.weights import weights_files
-
-COMPLETE = "complete"
-"""Marks a trainer checkpoint that was written to its end."""
+from workers.resume import WEIGHTS_SHA256, epoch_folder, seal
+from workers.weights import weights_files, weights_sha256
 
 
 def trained_state(model: Any) -> dict[str, torch.Tensor]:
@@ -59,6 +57,7 @@ def save_model(model: Any, base: Path, folder: Path) -> None:
         shutil.copyfile(base / "config.json", aside / "config.json")
         copy_tokenizer(base, aside)
         write_probe(aside)
+        (aside / WEIGHTS_SHA256).write_text(weights_sha256(aside))
 
     shutil.rmtree(folder, ignore_errors=True)
     write_aside(folder, write)
@@ -97,9 +96,12 @@ def _names(path: Path) -> list[str]:
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Appends a line of metrics for each step and writes a model folder for each epoch."""
+    """Appends a line of metrics for each step, writes a model folder for each epoch, and a trainer
+    checkpoint whenever the last one is `checkpoint_seconds` old."""
 
-    def __init__(self, base: Path, out: Path) -> None:
+    def __init__(self, base: Path, out: Path, checkpoint_seconds: float) -> None:
+        self._checkpoint_seconds = checkpoint_seconds
+        self._saved_at = time.monotonic()
         self._base = base
         self._out = out
         self._metrics = out / "metrics.jsonl"
@@ -113,6 +115,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._step_began = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        old = time.monotonic() - self._saved_at > self._checkpoint_seconds
+        if old and state.global_step < state.max_steps:
+            control.should_save = True
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -145,11 +152,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             control.should_save = False  # Nothing is left to resume.
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-
-def epoch_folder(out: Path, epoch: int) -> Path:
-    return out / f"epoch-{epoch}"
+        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self._saved_at = time.monotonic()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -158,14 +162,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     whole, _, _ = path.read_text().rpartition("\n")
     return [json.loads(line) for line in whole.splitlines()]
-
-
-def last_complete(trainer_dir: Path) -> Path | None:
-    """The newest whole trainer checkpoint; others are removed."""
-    found: list[tuple[int, Path]] = []
-    for path in trainer_dir.glob("checkpoint-*"):
-        if (path / COMPLETE).exists():
-            found.append((int(path.name.removeprefix("checkpoint-")), path))
-        else:
-            shutil.rmtree(path)
-    return max(found)[1] if found else None

@@ -149,7 +149,7 @@ def _fields(settings: Training, out: Path) -> dict[str, Any]:
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "epoch",
-        "save_total_limit": 1,
+        "save_total_limit": 2,  # One to fall back to, should the last be corrupt.
         "report_to": "none",
         "disable_tqdm": True,
     }

@@ -13,7 +13,14 @@ from pathlib import Path
 from shared.settings import get_settings
 from workers import engine_process
 from workers.architecture import same_architecture
-from workers.engine_admin import MODEL_NAME, EngineAdmin, EngineError, EngineStartError, SwapError
+from workers.engine_admin import (
+    MODEL_NAME,
+    EngineAdmin,
+    EngineError,
+    EngineStartError,
+    EngineTimeout,
+    SwapError,
+)
 from workers.engine_process import ServerProcess
 
 __all__ = ["Engine", "EngineError", "EngineStartError", "ModelWeights", "SwapError"]
@@ -72,15 +79,21 @@ class Engine:
         return self._serving
 
     def alive(self) -> bool:
-        """Whether a server runs; `canary` tells whether it also works."""
+        """Whether a server runs; `check` tells whether it also works."""
         if not self._owned:
             return self._serving is not None
         process = self._process
         return process is not None and process.exit_code is None
 
-    def canary(self) -> None:
-        """Raises `EngineError` unless the engine generates a token in time."""
-        self._admin.canary()
+    def check(self, seconds: float) -> None:
+        """Raises `EngineError` unless the engine generates a token in `seconds`, or others' tokens
+        meanwhile: one with a full queue is slow, and not hung."""
+        before = self._admin.tokens_done()
+        try:
+            self._admin.canary(seconds)
+        except EngineTimeout:
+            if self._admin.tokens_done() == before:
+                raise
 
     def idle(self) -> bool:
         """Whether no request is under way or waiting."""

@@ -9,6 +9,8 @@ PAUSE_SECONDS = 120.0
 """How long a swap waits for requests under way before it ends them."""
 SWAP_SECONDS = 600.0
 MODEL_NAME = "forethought"
+METRICS_SECONDS = 5.0
+TOKENS = ("vllm:prompt_tokens_total{", "vllm:generation_tokens_total{")
 REQUESTS = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
 
 
@@ -45,9 +47,10 @@ class EngineAdmin:
         except httpx2.TransportError:
             return False
 
-    def canary(self) -> None:
+    def canary(self, seconds: float = CALL_SECONDS) -> None:
         """One real token: /health stays green on an engine that has stopped to decode."""
-        answer = self._post("/v1/completions", {"prompt": "1", "max_tokens": 1, "temperature": 0})
+        body = {"prompt": "1", "max_tokens": 1, "temperature": 0}
+        answer = self._post("/v1/completions", body, timeout=seconds)
         if answer["usage"]["completion_tokens"] != 1:
             raise EngineError(f"{self.url}: the canary got no token")
 
@@ -67,8 +70,15 @@ class EngineAdmin:
 
     def idle(self) -> bool:
         """Whether no request runs or waits, by the engine's own gauges."""
-        lines = self._call("GET", "/metrics").text.splitlines()
-        return not any(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(REQUESTS))
+        return not any(self._gauges(REQUESTS))
+
+    def tokens_done(self) -> float:
+        """Tokens that it has read or written since its start; grows as long as it works."""
+        return sum(self._gauges(TOKENS))
+
+    def _gauges(self, names: tuple[str, ...]) -> list[float]:
+        lines = self._call("GET", "/metrics", timeout=METRICS_SECONDS).text.splitlines()
+        return [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names)]
 
     def swap(self, weights_path: str, label: str) -> None:
         """Put other weights of the same architecture in place, under the version `label`.

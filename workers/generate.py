@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 
 from shared import jobs
 from shared.db import transaction
-from shared.engine_client import EngineClient, EngineError, EngineRefused
+from shared.engine_answers import EngineError, EngineRefused
+from shared.engine_client import EngineClient
 from shared.formats import ThoughtFormat
 from shared.generation import Output, think_then_respond
 from shared.jobs import Claim, LeaseLost

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from shared import jobs
-from shared.db import transaction
+from shared.db import patiently, transaction
 from shared.jobs import Claim, LeaseLost
 from shared.models import Json
 from shared.settings import get_settings
@@ -55,34 +55,49 @@ class Leases:
 
     def claim(self, on_lost: Callable[[], None]) -> Claim | None:
         """Take a shard; `on_lost` is called from the heartbeat's thread if it is taken away."""
+        claim = self._claim()
+        if claim is not None:
+            with self._lock:
+                self._held[claim.shard_id] = (claim, on_lost)
+        return claim
+
+    @patiently
+    def _claim(self) -> Claim | None:
         with transaction() as session:
-            claim = jobs.claim(
+            return jobs.claim(
                 session,
                 self.job_id,
                 worker=self.worker,
                 lease_seconds=self._settings.lease_seconds,
                 max_attempts=self._settings.max_attempts,
             )
-        if claim is not None:
-            with self._lock:
-                self._held[claim.shard_id] = (claim, on_lost)
-        return claim
 
     def report(self, claim: Claim, progress: Json) -> None:
         """Progress to be written with the next heartbeat."""
         with self._lock:
             self._progress[claim.shard_id] = progress
 
+    @patiently
+    def count_anew(self, claim: Claim) -> None:
+        """The work is saved up to here: only attempts that get no further count from now on."""
+        with suppress(LeaseLost), transaction() as session:
+            jobs.count_anew(session, claim)
+
     def finish(self, claim: Claim, result: Json, write: Callable[[Session], None]) -> None:
         """Commit the rows and the shard in one transaction; `LeaseLost` writes neither."""
         try:
-            with transaction() as session:
-                # The token first: rows of a shard that another has finished would clash with its.
-                jobs.finish(session, claim, result)
-                write(session)
+            self._finish(claim, result, write)
         finally:
             self._forget(claim)
 
+    @patiently
+    def _finish(self, claim: Claim, result: Json, write: Callable[[Session], None]) -> None:
+        with transaction() as session:
+            # The token first: rows of a shard that another has finished would clash with its.
+            jobs.finish(session, claim, result)
+            write(session)
+
+    @patiently
     def fail(self, claim: Claim, error: StageError) -> None:
         """Record a failure; a shard that is no longer ours is another's to judge."""
         self._forget(claim)
@@ -94,6 +109,13 @@ class Leases:
                 max_attempts=self._settings.max_attempts,
                 retry=error.retry,
             )
+
+    @patiently
+    def hand_back(self, claim: Claim, payload: Json) -> None:
+        """Queue a shard again with another payload, at the cost of no attempt."""
+        self._forget(claim)
+        with suppress(LeaseLost), transaction() as session:
+            jobs.hand_back(session, claim, payload)
 
     def _forget(self, claim: Claim) -> None:
         with self._lock:

@@ -21,12 +21,12 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from shared import jobs, log, recovery
-from shared.db import transaction
+from shared.db import patiently, transaction
 from shared.models import Job, JobKind, Model
 from shared.settings import get_settings
 from workers.engine import Engine, EngineError, ModelWeights
 from workers.leases import new_worker_name
-from workers.stage import LEASE_LOST
+from workers.stage import DATABASE_AWAY, LEASE_LOST
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ STAGES = {
     JobKind.register: "workers.register",
 }
 POLL_SECONDS = 0.2
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 1.0
 """How often a running job's row is asked whether it was cancelled."""
-GRACE_SECONDS = 8.0
+GRACE_SECONDS = 5.0
 """From SIGTERM to SIGKILL of a stage's group."""
 
 
@@ -63,7 +63,7 @@ class Runtime:
             self._running.add(job_id)
         try:
             with log.bind(job=str(job_id), kind=kind.value), self._needs(kind, job_id) as extra:
-                if not self._ended(job_id):
+                if not _ended(job_id):
                     self._run_stage(kind, job_id, extra)
         except EngineError as error:
             logger.error("engine: %s", error)
@@ -101,7 +101,7 @@ class Runtime:
             yield []
             return
         with self._device:
-            if self._stopping.is_set() or self._ended(job_id):
+            if self._stopping.is_set() or _ended(job_id):
                 yield []
             elif kind is JobKind.generate:
                 self._engine.ensure(_weights(job_id))
@@ -110,32 +110,29 @@ class Runtime:
                 with self._engine.asleep() if self._engine.alive() else nullcontext():
                     yield []
 
-    def _ended(self, job_id: uuid.UUID) -> bool:
-        with transaction() as session:
-            job = session.get(Job, job_id)
-            return job is None or job.status.terminal
-
     def _run_stage(self, kind: JobKind, job_id: uuid.UUID, extra: list[str]) -> None:
         name = new_worker_name()
         command = [sys.executable, "-m", STAGES[kind], "--job", str(job_id), "--worker", name]
         child = subprocess.Popen(command + extra, start_new_session=True)
         logger.info("stage started", extra={"pid": child.pid})
         try:
-            code = self._wait(child, job_id)
+            code = self._wait(child, job_id, name)
         finally:
             _kill_group(child.pid)
         if code != 0:
             self._give_back(job_id, name, code)
 
-    def _wait(self, child: "subprocess.Popen[bytes]", job_id: uuid.UUID) -> int:
-        """The child's exit code; ends it when its job has ended or the worker stops."""
+    def _wait(self, child: "subprocess.Popen[bytes]", job_id: uuid.UUID, name: str) -> int:
+        """The child's exit code; ends it when its job has ended, when it has let its leases run
+        out, or when the worker stops."""
         asked_at: float | None = None
         looked_at = time.monotonic()
+        watch = _Watch(job_id, name)
         while (code := child.poll()) is None:
             now = time.monotonic()
             if asked_at is None and now - looked_at > LOOK_SECONDS:
                 looked_at = now
-                if self._has_ended(job_id):
+                if watch.unwanted():
                     asked_at = now + 1.0  # it may be about to leave by itself
             if self._stopping.is_set() and asked_at is None:
                 asked_at = now
@@ -146,12 +143,6 @@ class Runtime:
             time.sleep(POLL_SECONDS)
         return code
 
-    def _has_ended(self, job_id: uuid.UUID) -> bool:
-        try:
-            return self._ended(job_id)
-        except DBAPIError:
-            return False
-
     def _give_back(self, job_id: uuid.UUID, worker: str, code: int) -> None:
         """Shards of a child that died: another attempt, without waiting for the lease to end.
 
@@ -160,23 +151,54 @@ class Runtime:
         """
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         message = f"the stage process ended by {how}; see the worker's log"
-        with transaction() as session:
-            held = recovery.release(
-                session,
-                job_id,
-                worker,
-                {"code": "stage_died", "message": message, "param": None},
-                max_attempts=get_settings().max_attempts,
-                counts=not self._stopping.is_set(),
-            )
+        excused = self._stopping.is_set() or code in (LEASE_LOST, DATABASE_AWAY)
+        held = _release(job_id, worker, message, counts=not excused)
         if held:
             logger.warning("gave back %d shards: %s", held, message)
             return
-        if code == LEASE_LOST or self._stopping.is_set() or self._ended(job_id):
+        if excused or _ended(job_id):
             return
         self._fruitless[job_id] += 1
         if self._fruitless[job_id] >= get_settings().max_attempts:
             self._fail(job_id, "stage_died", message)
+
+
+def _ended(job_id: uuid.UUID) -> bool:
+    with transaction() as session:
+        job = session.get(Job, job_id)
+        return job is None or job.status.terminal
+
+
+class _Watch:
+    """Whether a stage's process has anything left to do for its job."""
+
+    def __init__(self, job_id: uuid.UUID, worker: str) -> None:
+        self._job_id = job_id
+        self._worker = worker
+        self._silent_since: float | None = None
+
+    def unwanted(self) -> bool:
+        """Its job has ended, or it hangs: it holds shards and has not renewed them for two
+        heartbeats beyond their lease. A database that was away lets leases run out, too."""
+        try:
+            if _ended(self._job_id):
+                return True
+            with transaction() as session:
+                silent = jobs.holds_expired(session, self._job_id, self._worker)
+        except DBAPIError:
+            silent = False
+        now = time.monotonic()
+        self._silent_since = (self._silent_since or now) if silent else None
+        patience = 2 * get_settings().heartbeat_seconds
+        return self._silent_since is not None and now - self._silent_since > patience
+
+
+@patiently
+def _release(job_id: uuid.UUID, worker: str, message: str, *, counts: bool) -> int:
+    error = {"code": "stage_died", "message": message, "param": None}
+    limit = get_settings().max_attempts
+    with transaction() as session:
+        return recovery.release(session, job_id, worker, error, max_attempts=limit, counts=counts)
 
 
 def _weights(job_id: uuid.UUID) -> ModelWeights:

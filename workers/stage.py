@@ -8,13 +8,19 @@ import uuid
 from collections.abc import Callable
 from typing import NoReturn
 
+import psycopg
+
 from shared import jobs, log
-from shared.db import transaction
+from shared.db import is_away, patiently, transaction
+from shared.settings import get_settings
+from workers.exhausted import DISK_FULL, disk_full_message, exit_status
 from workers.leases import StageError, new_worker_name
 
 logger = logging.getLogger(__name__)
 LEASE_LOST = 75
 """Exit status of a stage that left because its work is another's now."""
+DATABASE_AWAY = 69
+"""Exit status of a stage that could not go on without the database; it costs no attempt."""
 
 
 def arguments(doc: str | None, *extra: str) -> argparse.Namespace:
@@ -36,13 +42,30 @@ def start(args: argparse.Namespace, run: Callable[[], None]) -> None:
 
     signal.signal(signal.SIGTERM, leave)
     log.configure("stage")
-    with transaction() as session:
-        job = jobs.get(session, args.job)
-        iteration = str(job.iteration_id) if job.iteration_id else None
-    with log.bind(job=str(args.job), iteration=iteration, worker=args.worker):
+    with log.bind(job=str(args.job), iteration=_iteration(args.job), worker=args.worker):
         try:
             run()
         except StageError as error:
-            logger.error("stage failed: %s", error)
-            with transaction() as session:
-                jobs.fail_job(session, args.job, error.error)
+            _fail(args.job, error)
+        except Exception as error:
+            if is_away(error) or isinstance(error, psycopg.OperationalError):
+                logger.warning("left, for the database was away: %s", type(error).__name__)
+                sys.exit(DATABASE_AWAY)
+            if exit_status(error) != DISK_FULL:
+                raise
+            message = disk_full_message(get_settings().model_store)
+            _fail(args.job, StageError(message, code="disk_full"))
+
+
+@patiently
+def _iteration(job_id: uuid.UUID) -> str | None:
+    with transaction() as session:
+        iteration_id = jobs.get(session, job_id).iteration_id
+        return str(iteration_id) if iteration_id else None
+
+
+@patiently
+def _fail(job_id: uuid.UUID, error: StageError) -> None:
+    logger.error("stage failed: %s", error)
+    with transaction() as session:
+        jobs.fail_job(session, job_id, error.error)

@@ -2,7 +2,8 @@
 
 `python -m workers.train --config FILE.json`; the file holds a `TrainConfig`. In `out_dir`:
 `epoch-1/ ...` model folders, `metrics.jsonl` a line a step, `result.json` at the end, or
-`error.json` where the training is refused. Started again it resumes from the last epoch.
+`error.json` where the training is refused. Started again it resumes from its last good
+checkpoint.
 
 The reference is the start model: its log-probabilities are computed first, so that no second
 model is in memory. Several GPUs are left out: one process, one device.
@@ -28,16 +29,12 @@ from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from shared.schemas import Training
-from workers.checkpoints import (
-    Recorder,
-    changed_fraction,
-    epoch_folder,
-    last_complete,
-    read_metrics,
-)
+from workers.checkpoints import Recorder, changed_fraction, read_metrics
 from workers.dpo import PairTrainer, computes_in_bfloat16, dpo_config
+from workers.exhausted import exit_status
 from workers.model_folder import ModelFolderError, check_folder
 from workers.preference_data import ChatTokens, TrainError, tokenize_pairs
+from workers.resume import epoch_folder, is_whole, last_good
 from workers.weights import weights_sha256
 
 log = logging.getLogger("workers.train")
@@ -53,6 +50,8 @@ class TrainConfig(BaseModel):
     pairs_path: Path
     """JSONL of `preference_data.PairRow`."""
     out_dir: Path
+    checkpoint_seconds: float = 600.0
+    """At most so much work is lost to a kill; the end of each epoch is a checkpoint, too."""
     settings: Training = Training()
 
 
@@ -67,7 +66,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
         done: dict[str, Any] = json.loads((out / "result.json").read_text())
         return done
     epochs = range(1, settings.epochs + 1)
-    done_before = all(epoch_folder(out, epoch).exists() for epoch in epochs)
+    done_before = all(is_whole(epoch_folder(out, epoch)) for epoch in epochs)
     result = _result(config, 0.0 if done_before else _train(config, scratch))
     aside = out / "result.json.part"
     aside.write_text(json.dumps(result, indent=2) + "\n")
@@ -118,12 +117,12 @@ def _train(config: TrainConfig, scratch: Path) -> float:
             train_dataset=pairs,
             processing_class=tokenizer,
             peft_config=_lora(settings),
-            callbacks=[Recorder(base, config.out_dir)],
+            callbacks=[Recorder(base, config.out_dir, config.checkpoint_seconds)],
         )
     except (ValueError, NotImplementedError) as error:
         # Settings that only clash with one another or with this model.
         raise TrainError(f"TRL refuses the training: {error}", "training.extra") from error
-    last = last_complete(scratch)
+    last = last_good(scratch, config.out_dir)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     return time.monotonic() - started
 
@@ -179,7 +178,7 @@ def _result(config: TrainConfig, seconds: float) -> dict[str, Any]:
         "checkpoints": [
             {
                 "epoch": epoch,
-                "path": str(epoch_folder(config.out_dir, epoch)),
+                "path": epoch_folder(config.out_dir, epoch).name,
                 "weights_sha256": weights_sha256(epoch_folder(config.out_dir, epoch)),
                 "changed_fraction": changed_fraction(
                     config.model_path, epoch_folder(config.out_dir, epoch)
@@ -209,6 +208,9 @@ def command() -> int:
         problem = {"message": error.message, "param": error.param}
         (config.out_dir / "error.json").write_text(json.dumps(problem) + "\n")
         return 2
+    except Exception as error:
+        log.exception("the training failed")
+        return exit_status(error) or 1
     return 0
 
 

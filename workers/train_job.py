@@ -7,11 +7,14 @@ of its own (in this one's group), passes its progress on, and registers the chec
 import json
 import logging
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,19 @@ from shared.formats import ThoughtFormat
 from shared.jobs import Claim, LeaseLost
 from shared.models import Completion, Iteration, Json, Model, Pair, Prompt
 from shared.settings import get_settings
+from workers.exhausted import DISK_FULL, OUT_OF_MEMORY, disk_full_message, oom_kills
 from workers.leases import Leases, StageError, leases
 from workers.metrics_file import MetricsFile
+from workers.resume import SEAL
 from workers.stage import LEASE_LOST, arguments, start
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 CHUNK = 500
+
+
+class OutOfMemory(Exception):
+    """The training died for want of memory."""
 
 
 def main(job_id: uuid.UUID, worker: str) -> None:
@@ -57,20 +66,61 @@ def _train(held: Leases, claim: Claim) -> None:
         params = jobs.get(session, claim.job_id).params
         base = session.get_one(Model, uuid.UUID(params["model"]))
     assert base.path is not None
-    out = get_settings().model_store / "checkpoints" / str(claim.job_id)
-    out.mkdir(parents=True, exist_ok=True)
+    out = _workplace(get_settings().model_store / "checkpoints" / str(claim.job_id), claim)
     pairs = out / "pairs.jsonl"
     _write_pairs(claim, params, pairs)
+    training = params["training"] | claim.payload.get("smaller", {})
     config = {
         "model_path": base.path,
         "pairs_path": str(pairs),
         "out_dir": str(out),
-        "settings": params["training"],
+        "checkpoint_seconds": get_settings().checkpoint_seconds,
+        "settings": training,
     }
     (out / "config.json").write_text(json.dumps(config, indent=2))
-    _run(held, claim, out)
+    try:
+        _run(held, claim, out)
+    except OutOfMemory:
+        held.hand_back(claim, claim.payload | {"smaller": _smaller(claim, training)})
+        return
     result = json.loads((out / "result.json").read_text())
-    held.finish(claim, result, lambda session: _register(session, claim, base, params, result))
+    for checkpoint in result["checkpoints"]:
+        checkpoint["path"] = str((out / checkpoint["path"]).resolve())
+    held.finish(claim, result, lambda session: _register(session, claim, base, training, result))
+
+
+def _workplace(job_folder: Path, claim: Claim) -> Path:
+    """A folder of this attempt's own, begun with all that the attempt before has left.
+
+    That one may be suspended, and woken later: it knows the old name alone, so it cannot write
+    into this folder.
+    """
+    out = job_folder / f"attempt-{claim.token.hex[:8]}"
+    job_folder.mkdir(parents=True, exist_ok=True)
+    for earlier in job_folder.glob("attempt-*"):
+        if (earlier / "inputs.sha256").exists() and not out.exists():
+            with suppress(FileNotFoundError):
+                earlier.rename(out)
+        else:
+            shutil.rmtree(earlier, ignore_errors=True)
+    out.mkdir(exist_ok=True)
+    for aside in out.glob(".epoch-*"):
+        shutil.rmtree(aside)  # its writer was killed
+    return out
+
+
+def _smaller(claim: Claim, training: Json) -> Json:
+    """Settings of the one retry after an out-of-memory death."""
+    micro = min(training["micro_batch_size"], training["batch_size"])
+    if "smaller" in claim.payload or micro == 1:
+        raise StageError(
+            f"the training ran out of memory with a micro-batch of {micro} pairs; a smaller one, "
+            "a smaller max_length or lora may help",
+            code="out_of_memory",
+            param="training.micro_batch_size",
+        )
+    log.warning("out of memory with micro-batches of %d pairs; halving", micro)
+    return {"micro_batch_size": micro // 2}
 
 
 def _write_pairs(claim: Claim, params: Json, path: Path) -> None:
@@ -109,6 +159,7 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
     """Run the training; its output goes to a log file beside the checkpoints."""
     error_file = out / "error.json"
     error_file.unlink(missing_ok=True)
+    kills = oom_kills()
     metrics = MetricsFile(out / "metrics.jsonl")
     with (out / "train.log").open("ab") as output:
         child = subprocess.Popen(
@@ -116,12 +167,21 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+        saved = _checkpoints(out)
         while child.poll() is None:
             if (latest := metrics.latest()) is not None:
                 held.report(claim, latest)
+            if (newer := _checkpoints(out)) - saved:
+                held.count_anew(claim)
+            saved |= newer
             time.sleep(POLL_SECONDS)
     if child.returncode == 0:
         return
+    if child.returncode == DISK_FULL:
+        raise StageError(disk_full_message(out), code="disk_full")
+    killed_for_memory = child.returncode == -signal.SIGKILL and oom_kills() > kills
+    if child.returncode == OUT_OF_MEMORY or killed_for_memory:
+        raise OutOfMemory
     if error_file.exists():
         error = json.loads(error_file.read_text())
         raise StageError(error["message"], code="training_refused", param=error.get("param"))
@@ -133,20 +193,25 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
     )
 
 
+def _checkpoints(out: Path) -> set[str]:
+    """What a next attempt would resume from."""
+    return {path.parent.name for path in out.glob(f"trainer/checkpoint-*/{SEAL}")}
+
+
 def _register(
-    session: Session, claim: Claim, base: Model, params: Json, result: dict[str, Any]
+    session: Session, claim: Claim, base: Model, training: Json, result: dict[str, Any]
 ) -> None:
     """A row for each checkpoint. Ids derive from job and epoch, so a repeat finds the same."""
     rows = [
         {
             "id": uuid.uuid5(claim.job_id, f"epoch-{checkpoint['epoch']}"),
             "source": f"train:{claim.job_id}",
-            "path": str(Path(checkpoint["path"]).resolve()),
+            "path": checkpoint["path"],
             "weights_sha256": checkpoint["weights_sha256"],
             "parent_id": base.id,
             "job_id": claim.job_id,
             "epoch": checkpoint["epoch"],
-            "lineage": {"training": params["training"], "versions": result["versions"]},
+            "lineage": {"training": training, "versions": result["versions"]},
         }
         for checkpoint in result["checkpoints"]
     ]

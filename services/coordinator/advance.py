@@ -46,7 +46,7 @@ class Services:
 
 def advance(session: Session, services: Services, iteration: Iteration) -> None:
     """Take every step that can be taken now. The iteration's row must be locked."""
-    if iteration.status is Status.queued and not _start(session, services, iteration):
+    if iteration.status is Status.queued and not _start(session, iteration):
         return
     while iteration.status is Status.running:
         step = pipeline.next_step(read_state(session, iteration))
@@ -68,10 +68,10 @@ def advance(session: Session, services: Services, iteration: Iteration) -> None:
             case pipeline.Choose():
                 _choose(session, services, iteration)
             case pipeline.Fail(error):
-                fail(session, services, iteration, error)
+                fail(session, iteration, error)
 
 
-def _start(session: Session, services: Services, iteration: Iteration) -> bool:
+def _start(session: Session, iteration: Iteration) -> bool:
     """Begin when the iteration before it in the run has ended; False while it has not."""
     before = session.scalar(
         select(Iteration).where(
@@ -83,7 +83,6 @@ def _start(session: Session, services: Services, iteration: Iteration) -> bool:
     if before is not None and before.status is not Status.succeeded:
         fail(
             session,
-            services,
             iteration,
             {
                 "code": "parent_failed",
@@ -228,18 +227,18 @@ def _enter(session: Session, iteration: Iteration, stage: str) -> None:
     session.flush()
 
 
-def fail(session: Session, services: Services, iteration: Iteration, error: dict[str, Any]) -> None:
-    """End it, with what is still under way: a device must not go on working for nobody."""
-    for job in unfinished_jobs(session, iteration):
-        services.for_job(job.kind).post(f"/jobs/{job.id}/cancel")
+def fail(session: Session, iteration: Iteration, error: dict[str, Any]) -> None:
+    """End it. `stop_jobs` ends what is still under way: no device works on for nobody."""
     iteration.status, iteration.error = Status.failed, error
     iteration.finished_at = datetime.now(UTC)
     events.record(session, iteration.id, "status", f"failed: {error['message']}", error=error)
     session.flush()
 
 
-def unfinished_jobs(session: Session, iteration: Iteration) -> list[Job]:
-    query = select(Job).where(
+def stop_jobs(session: Session, services: Services, iteration: Iteration) -> None:
+    """Cancel the jobs that an ended iteration has left. The iteration's row must be locked."""
+    left = select(Job).where(
         Job.iteration_id == iteration.id, Job.status.in_((Status.queued, Status.running))
     )
-    return list(session.scalars(query))
+    for job in session.scalars(left):
+        services.for_job(job.kind).post(f"/jobs/{job.id}/cancel")

@@ -16,6 +16,7 @@ from services.coordinator.hub import HubDataset, read_hub
 from shared.checks import Check
 from shared.db import SessionDep
 from shared.errors import Conflict, InvalidRequest, NotFound, TooLarge
+from shared.idempotency import OnceDep
 from shared.job_routes import Limit, unix
 from shared.models import Dataset, Prompt, Split
 from shared.paging import Page, page
@@ -43,6 +44,13 @@ class DatasetSource(Strict):
     hf: HubDataset | None = None
 
 
+class Upload(Strict):
+    """What makes two uploads the same."""
+
+    name: Name
+    sha256: str
+
+
 class DatasetRead(BaseModel):
     id: uuid.UUID
     object: Literal["dataset"]
@@ -56,19 +64,33 @@ class DatasetRead(BaseModel):
 
 @router.post("/datasets/upload", status_code=201)
 def upload(
-    session: SessionDep, name: Annotated[Name, Form()], file: Annotated[UploadFile, File()]
+    session: SessionDep,
+    once: OnceDep,
+    name: Annotated[Name, Form()],
+    file: Annotated[UploadFile, File()],
 ) -> DatasetRead:
     """Upload JSONL, one prompt a line: `{"text", "split"?, "category"?, "checks"?}`."""
     if file.size is not None and file.size > get_settings().max_upload_bytes:
         raise TooLarge(f"file: larger than {get_settings().max_upload_bytes} bytes", param="file")
-    return read(session, create(session, name, "upload", parse_lines(file.file)))
+    digest = hashlib.file_digest(file.file, "sha256")  # type: ignore[arg-type]
+    body = Upload(name=name, sha256=digest.hexdigest())
+    file.file.seek(0)
+
+    def take() -> DatasetRead:
+        return read(session, create(session, name, "upload", parse_lines(file.file)))
+
+    return once(body, take, DatasetRead)
 
 
 @router.post("/datasets", status_code=201)
-def from_source(request: DatasetSource, session: SessionDep) -> DatasetRead:
+def from_source(request: DatasetSource, session: SessionDep, once: OnceDep) -> DatasetRead:
     """Take a dataset from a server-side file or from the Hugging Face hub."""
     if (request.path is None) == (request.hf is None):
         raise InvalidRequest("path: exactly one of path and hf is required", param="path")
+    return once(request, lambda: _from_source(session, request), DatasetRead)
+
+
+def _from_source(session: Session, request: DatasetSource) -> DatasetRead:
     if request.hf is not None:
         lines = _validated(enumerate(read_hub(request.hf), 1))
         return read(session, create(session, request.name, request.hf.source, lines))

@@ -10,13 +10,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.coordinator import events
-from services.coordinator.advance import Services, unfinished_jobs
+from services.coordinator.advance import Services
 from services.coordinator.pipeline import STAGES
 from services.coordinator.progress import IterationProgress, progress_of
 from services.coordinator.start import start_run
 from shared.db import SessionDep
 from shared.errors import Conflict, NotFound
-from shared.idempotency import KeyHeader, once
+from shared.idempotency import OnceDep
 from shared.job_routes import Limit, unix
 from shared.models import Iteration, Job, Status
 from shared.paging import Page, page
@@ -78,7 +78,7 @@ def find(session: Session, iteration_id: uuid.UUID, *, lock: bool = False) -> It
 
 @router.post("/iterations", status_code=202)
 def create(
-    request: IterationRequest, session: SessionDep, response: Response, key: KeyHeader = None
+    request: IterationRequest, session: SessionDep, response: Response, once: OnceDep
 ) -> IterationRead:
     """Start a run of `count` iterations; answers with the first one. Repeat safely with an
     `Idempotency-Key`."""
@@ -86,7 +86,7 @@ def create(
     def start() -> IterationRead:
         return read(session, start_run(session, request)[0])
 
-    created = once(session, response, key, "POST /iterations", request, start, IterationRead)
+    created = once(request, start, IterationRead)
     response.headers["Location"] = f"/iterations/{created.id}"
     return created
 
@@ -114,7 +114,11 @@ def get_iteration(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead
 
 @router.post("/iterations/{iteration_id}/cancel", status_code=202)
 def cancel(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
-    """Stop this iteration and those after it in its run. Idempotent."""
+    """Stop this iteration and those after it in its run. Idempotent.
+
+    The end is recorded here; the loop then ends the jobs, so a coordinator that dies in between
+    leaves none at work.
+    """
     first = find(session, iteration_id)
     rest = session.scalars(
         select(Iteration)
@@ -126,8 +130,6 @@ def cancel(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
         .with_for_update(key_share=True)
     ).all()
     for row in rest:
-        for job in unfinished_jobs(session, row):
-            Services.from_settings().for_job(job.kind).post(f"/jobs/{job.id}/cancel")
         row.status, row.finished_at = Status.cancelled, datetime.now(UTC)
         events.record(session, row.id, "status", "cancelled")
     session.flush()

@@ -8,55 +8,64 @@ import logging
 import signal
 import threading
 import time
+import uuid
 from datetime import UTC, datetime
 
 import psycopg
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from services.coordinator.advance import Services, advance, fail
-from shared import broker, log, recovery
+from services.coordinator.advance import Services, advance, fail, stop_jobs
+from shared import broker, jobs, log, recovery
 from shared.db import CHANNEL, transaction
 from shared.errors import PlatformError
-from shared.models import Iteration
+from shared.models import Iteration, Job
 from shared.settings import get_settings
 
 logger = logging.getLogger(__name__)
 
 
 def tick(services: Services) -> None:
-    """One look at everything: each unfinished iteration, then jobs that need a message."""
+    """One look at everything: iterations not ended, jobs of ended ones, jobs without a message."""
     with transaction() as session:
-        ids = session.scalars(
+        unfinished = session.scalars(
             select(Iteration.id)
             .where(Iteration.finished_at.is_(None))
             .order_by(Iteration.created_at, Iteration.number)
         ).all()
-    for iteration_id in ids:
-        _advance_one(services, iteration_id)
+        ended = session.scalars(
+            select(Iteration.id)
+            .join(Job, Job.iteration_id == Iteration.id)
+            .where(Iteration.finished_at.is_not(None), Job.status.in_(jobs.UNFINISHED))
+            .distinct()
+        ).all()
+    for iteration_id in (*unfinished, *ended):
+        _take(services, iteration_id)
     sweep()
 
 
-def _advance_one(services: Services, iteration_id: object) -> None:
+def _take(services: Services, iteration_id: uuid.UUID) -> None:
+    """Do what an iteration needs, unless another loop is at it."""
     with log.bind(iteration=str(iteration_id)):
         try:
             with transaction() as session:
                 iteration = session.scalar(
                     select(Iteration)
-                    .where(Iteration.id == iteration_id, Iteration.finished_at.is_(None))
+                    .where(Iteration.id == iteration_id)
                     # No key update: services insert rows that refer to the iteration meanwhile.
                     .with_for_update(skip_locked=True, key_share=True)
                 )
-                if iteration is not None:
+                if iteration is None:
+                    return
+                if iteration.finished_at is None:
                     advance(session, services, iteration)
+                if iteration.finished_at is not None:
+                    stop_jobs(session, services, iteration)
         except PlatformError as error:
-            try:
-                _refused(services, iteration_id, error)
-            except PlatformError as another:
-                logger.warning("will retry: %s", another.message)
+            _refused(iteration_id, error)
 
 
-def _refused(services: Services, iteration_id: object, error: PlatformError) -> None:
+def _refused(iteration_id: uuid.UUID, error: PlatformError) -> None:
     """A service that is away is asked again; one that refuses ends the iteration."""
     if error.status >= 500:
         logger.warning("will retry: %s", error.message)
@@ -64,8 +73,7 @@ def _refused(services: Services, iteration_id: object, error: PlatformError) -> 
     with transaction() as session:
         iteration = session.get(Iteration, iteration_id, with_for_update={"key_share": True})
         if iteration is not None and iteration.finished_at is None:
-            stage = {"stage": iteration.stage}
-            fail(session, services, iteration, error.envelope()["error"] | stage)
+            fail(session, iteration, error.envelope()["error"] | {"stage": iteration.stage})
 
 
 def sweep() -> None:

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 
 from services.coordinator.advance import Services
-from shared.schemas import ModelRegistration
+from shared.idempotency import KeyHeader
+from shared.schemas import ModelRegistration, Promotion
 
 router = APIRouter(tags=["models"])
 
@@ -15,9 +16,10 @@ Model = dict[str, Any]
 
 
 @router.post("/models", status_code=202)
-def register(request: ModelRegistration) -> Model:
+def register(request: ModelRegistration, key: KeyHeader = None) -> Model:
     """Register a model by Hub id, folder or GGUF file; usable once its status is `ready`."""
-    return Services.from_settings().train.post("/models", request.model_dump(mode="json"))
+    train = Services.from_settings().train
+    return train.post("/models", request.model_dump(mode="json"), idempotency_key=key)
 
 
 @router.get("/models")
@@ -39,6 +41,7 @@ def get_model(reference: Reference) -> Model:
 
 
 @router.post("/models/{reference}/promote")
-def promote(reference: Reference) -> Model:
+def promote(reference: Reference, promotion: Promotion | None = None) -> Model:
     """Serve this model in chat from now on."""
-    return Services.from_settings().train.post(f"/models/{reference}/promote")
+    body = promotion.model_dump(mode="json") if promotion else None
+    return Services.from_settings().train.post(f"/models/{reference}/promote", body)

@@ -13,6 +13,7 @@ from shared.app import create_app
 from shared.broker import send_after_commit
 from shared.db import SessionDep
 from shared.errors import InvalidRequest
+from shared.idempotency import OnceDep
 from shared.job_routes import JobRead, Limit, find_job, jobs_router, read_job
 from shared.jobs import NewShard
 from shared.model_store import resolve
@@ -40,9 +41,9 @@ class CompletionRead(BaseModel):
 
 
 @router.post("/generate", status_code=202)
-def generate(request: GenerateRequest, session: SessionDep) -> JobRead:
+def generate(request: GenerateRequest, session: SessionDep, once: OnceDep) -> JobRead:
     """Sample outputs for prompts, under an id made here."""
-    return _submit(session, uuid.uuid4(), request)
+    return once(request, lambda: _submit(session, uuid.uuid4(), request), JobRead)
 
 
 @router.put("/jobs/{job_id}", status_code=202)

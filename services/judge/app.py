@@ -14,6 +14,7 @@ from shared.app import create_app
 from shared.broker import send_after_commit
 from shared.db import SessionDep
 from shared.errors import NotFound
+from shared.idempotency import OnceDep
 from shared.job_routes import JobRead, Limit, find_job, jobs_router, read_job
 from shared.jobs import NewShard
 from shared.models import JobKind, Judgment, Shard
@@ -34,9 +35,9 @@ class JudgmentRead(BaseModel):
 
 
 @router.post("/judge", status_code=202)
-def judge(request: JudgeRequest, session: SessionDep) -> JobRead:
+def judge(request: JudgeRequest, session: SessionDep, once: OnceDep) -> JobRead:
     """Score responses, under an id made here."""
-    return _submit(session, uuid.uuid4(), request)
+    return once(request, lambda: _submit(session, uuid.uuid4(), request), JobRead)
 
 
 @router.put("/jobs/{job_id}", status_code=202)

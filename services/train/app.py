@@ -10,6 +10,7 @@ from shared import jobs
 from shared.app import create_app
 from shared.broker import send_after_commit
 from shared.db import SessionDep
+from shared.idempotency import OnceDep
 from shared.job_routes import JobRead, jobs_router, read_job
 from shared.jobs import NewShard
 from shared.model_store import resolve
@@ -20,9 +21,9 @@ router = APIRouter(tags=["train"])
 
 
 @router.post("/train", status_code=202)
-def train(request: TrainRequest, session: SessionDep) -> JobRead:
+def train(request: TrainRequest, session: SessionDep, once: OnceDep) -> JobRead:
     """Train a model on pairs, under an id made here; each epoch makes a checkpoint."""
-    return _submit(session, uuid.uuid4(), request)
+    return once(request, lambda: _submit(session, uuid.uuid4(), request), JobRead)
 
 
 @router.put("/jobs/{job_id}", status_code=202)

@@ -14,12 +14,13 @@ from shared.broker import send_after_commit
 from shared.db import SessionDep, notify
 from shared.errors import NotFound
 from shared.formats import ThoughtFormat
+from shared.idempotency import OnceDep
 from shared.job_routes import Limit, unix
 from shared.jobs import NewShard
 from shared.model_store import find, ref, resolve
 from shared.models import Job, JobKind, Model, Status
 from shared.paging import Page, page
-from shared.schemas import ModelRegistration, Name, Strict
+from shared.schemas import Effort, ModelRegistration, Name, Promotion, Strict
 
 router = APIRouter(tags=["models"])
 
@@ -41,6 +42,7 @@ class ModelRead(BaseModel):
     lineage: dict[str, Any]
     created_at: int
     promoted_at: int | None
+    thought_budgets: dict[Effort, int] | None
 
 
 class Release(Strict):
@@ -76,12 +78,17 @@ def read_model(session: Session, model: Model) -> ModelRead:
         lineage=model.lineage,
         created_at=unix(model.created_at) or 0,
         promoted_at=unix(model.promoted_at),
+        thought_budgets=model.thought_budgets,
     )
 
 
 @router.post("/models", status_code=202)
-def register(request: ModelRegistration, session: SessionDep) -> ModelRead:
+def register(request: ModelRegistration, session: SessionDep, once: OnceDep) -> ModelRead:
     """Fetch, convert or check the weights in a job; the model is usable once it is `ready`."""
+    return once(request, lambda: _register(session, request), ModelRead)
+
+
+def _register(session: Session, request: ModelRegistration) -> ModelRead:
     model_id, job_id = uuid.uuid4(), uuid.uuid4()
     params = {"source": request.source, "model_id": str(model_id)}
     job, _ = jobs.submit(session, JobKind.register, params, [NewShard({})], job_id=job_id)
@@ -91,6 +98,7 @@ def register(request: ModelRegistration, session: SessionDep) -> ModelRead:
         version=_next_version(session, request.name),
         source=request.source,
         job_id=job.id,
+        thought_format=request.format.model_dump() if request.format else None,
         lineage={},
     )
     session.add(model)
@@ -135,10 +143,12 @@ def get_model(reference: str, session: SessionDep) -> ModelRead:
 
 
 @router.post("/models/{reference}/promote")
-def promote(reference: str, session: SessionDep) -> ModelRead:
+def promote(reference: str, session: SessionDep, promotion: Promotion | None = None) -> ModelRead:
     """Serve this model in chat from now on. The swap happens without a restart."""
     model = resolve(session, reference, param="model")
     model.promoted_at = datetime.now(UTC)
+    if promotion is not None and promotion.thought_budgets is not None:
+        model.thought_budgets = dict(promotion.thought_budgets.items())
     notify(session, f"promoted {model.id}")
     session.flush()
     return read_model(session, model)

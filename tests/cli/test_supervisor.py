@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from services.cli.supervisor import Service, Supervisor
 from tests.waiting import PATIENCE_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +103,15 @@ def test_stopping_leaves_no_process(run: Run, family: Family, sig: signal.Signal
     assert process.returncode == 0
     assert f"stopped by {sig.name}" in out
     assert family.alive == []
+
+
+def test_what_was_there_before_is_left_alone(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; " + SLEEP])
+    with Supervisor(tmp_path / "logs", tmp_path / "run") as supervisor:
+        supervisor.start(Service("plain", [sys.executable, "-c", "import time; " + SLEEP]))
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 def test_a_process_that_ignores_sigterm_is_killed(run: Run, family: Family) -> None:

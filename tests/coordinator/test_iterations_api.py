@@ -28,9 +28,9 @@ def client(clean_database: Engine, redis_url: str) -> TestClient:
     return TestClient(app, raise_server_exceptions=False)
 
 
-def upload(client: TestClient, text: str, name: str = "mine") -> Any:
+def upload(client: TestClient, text: str, name: str = "mine", **headers: str) -> Any:
     file = {"file": ("prompts.jsonl", io.BytesIO(text.encode()))}
-    return client.post("/datasets/upload", data={"name": name}, files=file)
+    return client.post("/datasets/upload", data={"name": name}, files=file, headers=headers)
 
 
 def prompts_of(iteration_id: str, split: Split) -> list[int]:
@@ -89,6 +89,16 @@ def test_the_same_key_gives_the_same_iteration_and_another_body_is_refused(
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
     with transaction() as session:
         assert session.scalar(select(func.count()).select_from(Iteration)) == 1
+
+
+def test_an_upload_with_a_key_is_taken_once(client: TestClient) -> None:
+    line = json.dumps(LINE)
+    first, again = (upload(client, line, **{"Idempotency-Key": "once"}) for _ in range(2))
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first.json() == again.json()
+    assert again.headers["idempotent-replayed"] == "true"
+    other = upload(client, line + "\n" + line, **{"Idempotency-Key": "once"})
+    assert (other.status_code, other.json()["error"]["param"]) == (422, "Idempotency-Key")
 
 
 def test_inline_prompts_become_a_dataset(client: TestClient) -> None:

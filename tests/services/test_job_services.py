@@ -25,18 +25,29 @@ class Case:
     app: FastAPI
     create: str
     body: Callable[[], dict[str, Any]]
+    change: dict[str, Any]
+    """What makes it another body."""
 
 
 CASES = {
     "generate": Case(
-        services.generate.app.app, "/generate", lambda: {"model": "seed", "prompts": [PROMPT] * 40}
+        services.generate.app.app,
+        "/generate",
+        lambda: {"model": "seed", "prompts": [PROMPT] * 40},
+        {"prompts": [PROMPT] * 41},
     ),
     "judge": Case(
         services.judge.app.app,
         "/judge",
         lambda: {"items": [{"instruction": "Say a", "response": "a"}], "judge": {}},
+        {"items": [{"instruction": "Say b", "response": "b"}]},
     ),
-    "train": Case(services.train.app.app, "/train", lambda: {"model": "seed", "pairs": [PAIR]}),
+    "train": Case(
+        services.train.app.app,
+        "/train",
+        lambda: {"model": "seed", "pairs": [PAIR]},
+        {"pairs": [PAIR, PAIR]},
+    ),
 }
 
 
@@ -72,6 +83,17 @@ def test_a_callers_id_makes_a_repeat_find_the_same_job(case: Case, client: TestC
     assert first.status_code == second.status_code == 202
     assert first.json() == second.json()
     assert len(client.get("/jobs").json()["data"]) == 1
+
+
+def test_a_key_makes_a_repeated_post_find_the_same_job(case: Case, client: TestClient) -> None:
+    headers, body = {"Idempotency-Key": "once"}, case.body()
+    first = client.post(case.create, json=body, headers=headers)
+    again = client.post(case.create, json=body, headers=headers)
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert again.headers["idempotent-replayed"] == "true"
+    assert len(client.get("/jobs").json()["data"]) == 1
+    other = client.post(case.create, json=body | case.change, headers=headers)
+    assert (other.status_code, other.json()["error"]["param"]) == (422, "Idempotency-Key")
 
 
 def test_an_unknown_field_is_named(case: Case, client: TestClient) -> None:
@@ -152,6 +174,12 @@ def test_a_model_registers_in_a_job_and_serves_only_once_ready(
     model = client.post("/models", json={"name": "tiny", "source": "bundled"}).json()
     assert (model["ref"], model["status"]) == ("tiny@v1", "registering")
     assert client.get(f"/jobs/{model['job_id']}").json()["kind"] == "register"
+    headers = {"Idempotency-Key": "once"}
+    twice = [
+        client.post("/models", json={"name": "keyed", "source": "x"}, headers=headers).json()
+        for _ in range(2)
+    ]
+    assert twice[0] == twice[1]
     refused = client.post("/models/tiny/promote")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_not_ready")
     client.post(f"/jobs/{model['job_id']}/cancel")

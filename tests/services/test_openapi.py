@@ -15,8 +15,8 @@ from schemathesis.specs.openapi.checks import (
 )
 from sqlalchemy import Engine
 
-from services.coordinator import serving as cache
 from services.coordinator.app import app as coordinator
+from services.coordinator.chat import serving as cache
 from services.generate.app import app as generate
 from services.judge.app import app as judge
 from services.train.app import app as train
@@ -35,9 +35,7 @@ CHECKS: list[CheckFunction] = [
     content_type_conformance,
     response_schema_conformance,
 ]
-some = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+some = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def test_a_checkpoint_is_a_whole_model_folder(
     config, result = trained
     assert [c["epoch"] for c in result["checkpoints"]] == [1, 2, 3, 4]
     assert len({c["weights_sha256"] for c in result["checkpoints"]}) == 4
-    last = Path(result["checkpoints"][-1]["path"])
+    last = config.out_dir / result["checkpoints"][-1]["path"]
     assert result["checkpoints"][-1]["weights_sha256"] == weights_sha256(last)
     assert result["checkpoints"][-1]["changed_fraction"] > 0.5
     for name in ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"):
@@ -87,7 +87,7 @@ def test_a_checkpoint_is_a_whole_model_folder(
 def test_checkpoints_keep_the_stored_type(tmp_path: Path, config: TrainConfig) -> None:
     base = tiny_model.write(tmp_path / "bf16", torch.bfloat16)
     result = main(using(config.model_copy(update={"model_path": base}), epochs=1))
-    assert checkpoints.stored_dtype(Path(result["checkpoints"][0]["path"])) == torch.bfloat16
+    assert checkpoints.stored_dtype(config.out_dir / "epoch-1") == torch.bfloat16
     assert result["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
@@ -96,7 +96,7 @@ def test_lora_is_merged(config: TrainConfig, base: Path) -> None:
     result = main(using(config, **settings))
     assert result["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert result["last_loss"] < 0.6
-    last = Path(result["checkpoints"][-1]["path"])
+    last = config.out_dir / result["checkpoints"][-1]["path"]
     plain = AutoModelForCausalLM.from_pretrained(last).state_dict()
     start = AutoModelForCausalLM.from_pretrained(base).state_dict()
     assert plain.keys() == start.keys()

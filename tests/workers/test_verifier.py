@@ -113,7 +113,6 @@ EVERY_CHECK = [{"kind": kind, **fields} for kind, fields, _, _ in TABLE if kind 
 text_st = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=300)
 
 
-@settings(deadline=None)
 @given(text_st)
 def test_any_text_has_a_score(verifier: Verifier, response: str) -> None:
     (score,) = verifier.score([item(response, *EVERY_CHECK)])
@@ -130,7 +129,7 @@ maths_st = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(maths_st | text_st)
 def test_any_text_has_a_math_verdict(verifier: Verifier, response: str) -> None:
     (score,) = verifier.score([item(response, {"kind": "math", "answer": "42"})])

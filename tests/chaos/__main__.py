@@ -1,0 +1,119 @@
+"""`make chaos`: kills, lost messages, servers away, suspended workers, clocks that are off.
+
+Every disturbed iteration must end with the undisturbed one's manifest. Then whatever runs is
+killed every 30 s for some minutes, with the leases that the platform has by default, and the share
+of that time which was useful is printed.
+"""
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.chaos import disturbances
+from tests.chaos.campaign import Outcome, Reference, disturb, reference
+from tests.chaos.disturbances import Disturbance
+from tests.chaos.platform import chaos_platform
+
+KILL_EVERY_SECONDS = 30.0
+out = Console(highlight=False, width=140)
+
+
+def plan(expected: Reference, runs: int, rng: random.Random) -> list[Disturbance]:
+    """All kinds in random order; kills at random times make up the number."""
+    chosen = [
+        *disturbances.kills_at(expected.points),
+        *disturbances.suspensions(expected.points),
+        *disturbances.messages(),
+        *disturbances.servers(expected.seconds, rng),
+        *disturbances.skews(),
+    ]
+    more = max(0, runs - len(chosen))
+    chosen += disturbances.random_kills(more, expected.seconds, rng)
+    rng.shuffle(chosen)
+    return chosen[:runs]
+
+
+def campaign(runs: int, rng: random.Random, only: str) -> list[Outcome]:
+    with tempfile.TemporaryDirectory() as folder, chaos_platform(Path(folder)) as platform:
+        expected = reference(platform)
+        out.print(f"undisturbed: {expected.seconds:.1f} s, {len(expected.points)} points")
+        outcomes = []
+        for how in (h for h in plan(expected, runs, rng) if only in h.name):
+            outcome = disturb(platform, expected, how)
+            outcomes.append(outcome)
+            verdict = "[green]same[/]" if outcome.problem is None else f"[red]{outcome.problem}[/]"
+            out.print(f"{len(outcomes):4d} {outcome.seconds:6.1f} s  {how.name}: {verdict}")
+        return outcomes
+
+
+def useful_share(minutes: float, rng: random.Random) -> float:
+    """Undisturbed seconds of the iterations that ended, of the seconds that they took, with
+    something killed every 30 s."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        chaos_platform(Path(folder), lease_seconds=25.0) as platform,
+    ):
+        expected = reference(platform)
+        started, ended, kills = time.monotonic(), 0, 0
+        while (now := time.monotonic() - started) < minutes * 60:
+            at = KILL_EVERY_SECONDS - now % KILL_EVERY_SECONDS
+            moments = [at + n * KILL_EVERY_SECONDS for n in range(10)]
+            how = Disturbance("steady kills", acts=[(m, _kill(rng)) for m in moments])
+            outcome = disturb(platform, expected, how)
+            assert outcome.problem is None, outcome.problem
+            ended, kills = ended + 1, kills + outcome.kills
+        seconds = time.monotonic() - started
+        out.print(f"{ended} iterations in {seconds:.0f} s with {kills} kills")
+        return ended * expected.seconds / seconds
+
+
+def _kill(rng: random.Random) -> disturbances.Act:
+    return next(iter(disturbances.random_kills(1, 1.0, rng))).acts[0][1]
+
+
+def summary(outcomes: list[Outcome]) -> Table:
+    table = Table(title="disturbed iterations")
+    for column in ("runs", "kills", "same", "lost rows", "doubled rows", "shards redone a run"):
+        table.add_column(column, justify="right")
+    table.add_column("recovery, s (mean / longest)", justify="right")
+    table.add_column("seconds a run", justify="right")
+    redone = [o.redone for o in outcomes]
+    recoveries = [o.recovery for o in outcomes if o.recovery is not None] or [0.0]
+    table.add_row(
+        str(len(outcomes)),
+        str(sum(o.kills for o in outcomes)),
+        str(sum(o.problem is None for o in outcomes)),
+        str(sum(o.lost for o in outcomes)),
+        str(sum(o.doubled for o in outcomes)),
+        f"{statistics.mean(redone):.2f} (at most {max(redone)})",
+        f"{statistics.mean(recoveries):.1f} / {max(recoveries):.1f}",
+        f"{statistics.mean(o.seconds for o in outcomes):.1f}",
+    )
+    return table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=220)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of steady kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="disturbances whose name has this")
+    args = parser.parse_args()
+    outcomes = campaign(args.runs, random.Random(args.seed), args.only)
+    if outcomes:
+        out.print(summary(outcomes))
+    if args.minutes:
+        share = useful_share(args.minutes, random.Random(args.seed))
+        out.print(f"useful share of the time at a kill every 30 s: {share:.2f}")
+    return 0 if all(o.problem is None for o in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

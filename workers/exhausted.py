@@ -1,0 +1,50 @@
+"""Telling a machine that ran out of memory or disk from other failures."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+OUT_OF_MEMORY = 72
+DISK_FULL = 73
+"""Exit statuses of a process that ended so: a full disk takes no error file."""
+
+
+def exit_status(error: BaseException) -> int | None:
+    """The status to exit with, or None for an error of another kind."""
+    for cause in _causes(error):
+        text = str(cause)
+        no_space = getattr(cause, "errno", None) == errno.ENOSPC
+        if no_space or "No space left on device" in text or "os error 28" in text:
+            return DISK_FULL
+        no_memory = getattr(cause, "errno", None) == errno.ENOMEM
+        if (
+            isinstance(cause, MemoryError)
+            or no_memory
+            or type(cause).__name__ == "OutOfMemoryError"  # torch's, which few stages import
+            or "can't allocate memory" in text
+            or "not enough memory" in text
+        ):
+            return OUT_OF_MEMORY
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def disk_full_message(folder: Path) -> str:
+    room = os.statvfs(folder)
+    free = room.f_bavail * room.f_frsize / 2**20
+    return f"the disk of {folder} is full ({free:.0f} MiB free); free some space and resume"
+
+
+def oom_kills(vmstat: Path = Path("/proc/vmstat")) -> int:
+    """How many processes the kernel has killed for memory since it started; 0 where unknown."""
+    try:
+        fields = dict(line.split() for line in vmstat.read_text().splitlines())
+    except OSError:
+        return 0
+    return int(fields.get("oom_kill", 0))
