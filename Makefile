@@ -5,7 +5,7 @@ CODE := shared services workers tests configs
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint format bench-generate bench-scale bench-chat soak-chat fuzz-chat clean
+.PHONY: help setup demo up env test lint format bench-generate bench-scale bench-chat bench-reward soak-chat fuzz-chat chaos clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -18,6 +18,12 @@ demo: setup ## Two iterations on the bundled model, then a chat with the result
 
 up: setup ## Run the platform until Ctrl-C
 	@$(PY) -m services.cli up
+
+env: ## Write .env for docker compose, with a password of its own
+	@test ! -e .env || { echo "there is a .env already" >&2; exit 1; }
+	@umask 077 && password="$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')" \
+	    && sed "s/^POSTGRES_PASSWORD=$$/POSTGRES_PASSWORD=$$password/" .env.example > .env
+	@echo "wrote .env; next: docker compose up"
 
 test: setup lint .venv-clients/installed ## Lint and run the tests; TESTS=tests/shared for some of them
 	$(PY) -m pytest $(TESTS)
@@ -46,11 +52,17 @@ bench-scale: setup ## An iteration at the paper's size with an instant engine
 bench-chat: setup ## Chat's latency, requests/s beside LiteLLM, tokens/s beside bare vLLM
 	@$(PY) -m tests.bench.chat
 
+bench-reward: setup ## A reward model's chats/s by transformers and by vLLM
+	@$(PY) -m tests.bench.reward
+
 soak-chat: setup ## Ten minutes of chat at the highest steady load
 	@$(PY) -m tests.bench.soak
 
 fuzz-chat: setup ## 100,000 adversarial thoughts, each streamed and not: none may leak
-	CASES=25000 $(PY) -m pytest --timeout=0 -v tests/coordinator/chat/test_leaks.py
+	CASES=12500 $(PY) -m pytest --timeout=0 -v tests/coordinator/chat/test_leaks.py
+
+chaos: setup ## Iterations with processes killed, servers away, messages lost; all must end alike
+	@$(PY) -m tests.chaos $(CHAOS)
 
 clean: ## Remove the environment, caches and the platform's data (.forethought)
 	rm -rf .venv .venv-clients .forethought *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,10 +1,9 @@
 """One application factory for all services: errors, request ids, health, metrics."""
 
-import re
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -20,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared import broker, log
 from shared.db import get_engine
 from shared.errors import InvalidRequest, PlatformError, Unavailable, envelope
+from shared.field_errors import field_error
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "OpenAI's error envelope: the request's fault"},
@@ -67,18 +67,17 @@ async def _platform_error(_: Request, error: Exception) -> JSONResponse:
 async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     """FastAPI's 422 as OpenAI's 400 that names the field; never echoes the input."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    message = first["msg"].removeprefix("Value error, ")
-    code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value"
-    if first["type"] == "extra_forbidden":
-        message = "Unknown field"
-    if named := re.match(r"([a-z_][a-z_.]*): ", message):
-        # A check of a whole object has no field of its own; its message begins with one.
-        where.append(named[1])
-        message = message[named.end() :]
-    param = ".".join(where)
-    return error_response(InvalidRequest(f"{param}: {message}", param=param, code=code))
+    errors = error.errors()
+    if errors[0]["type"] == "json_invalid":
+        return error_response(InvalidRequest("the body is not JSON"))
+    where = errors[0]["loc"][0]  # the body, the query, the path
+    inside = [e | {"loc": e["loc"][1:]} for e in errors if e["loc"][0] == where]
+    found = field_error(inside, error.body if where == "body" else None)
+    return error_response(
+        InvalidRequest(
+            f"{found.field or where}: {found.message}", param=found.field or None, code=found.code
+        )
+    )
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
@@ -88,8 +87,13 @@ async def _http_error(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
 
-async def _data_error(_: Request, error: Exception) -> JSONResponse:
+async def _data_error(request: Request, error: Exception) -> JSONResponse:
     # A value that no field check refuses but Postgres does: NUL in a path, a number too large.
+    given = {**request.query_params, **request.path_params}
+    name = next((name for name, value in given.items() if "\0" in str(value)), None)
+    if name is not None:
+        message = f"{name}: must not hold a NUL character"
+        return error_response(InvalidRequest(message, param=name))
     return error_response(InvalidRequest("a value of this request cannot be stored"))
 
 
@@ -179,8 +183,19 @@ class _Observed:
                     "route": name,
                     "status": status,
                     "seconds": round(seconds, 4),
+                    **_ids(scope),
                 },
             )
+
+
+def _ids(scope: Scope) -> dict[str, str]:
+    """Of the iteration or job in the path: what a route binds ends with its own context."""
+    named = scope.get("path_params", {})
+    found = {}
+    for what in ("iteration", "job"):
+        with suppress(ValueError):
+            found[what] = str(uuid.UUID(named.get(f"{what}_id", "")))
+    return found
 
 
 def _request_id(scope: Scope) -> str:

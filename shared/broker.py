@@ -21,6 +21,7 @@ QUEUE = {
     JobKind.judge: "judge",
     JobKind.train: "train",
     JobKind.register: "train",
+    JobKind.prune: "train",
 }
 
 celery = Celery("forethought", broker=get_settings().redis_url)
@@ -32,6 +33,7 @@ celery.conf.update(
     task_acks_late=False,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
     broker_transport_options={
         "socket_connect_timeout": 2,
         "max_retries": 1,

@@ -3,23 +3,53 @@
 Datasets are validated against these on upload; `workers/judges/verifier.py` runs them.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    Field,
+    TypeAdapter,
+    WithJsonSchema,
+    model_validator,
+)
+
+from shared.strict import Strict
+
+_CODES = (
+    "af am an ar as az ba be bg bn br bs ca cs cy da de dz el en eo es et eu fa fi fo fr fy ga "
+    "gd gl gu ha he hi hr ht hu hy id ig is it ja jv ka kk km kn ko ku ky la lb lg ln lo lt lv "
+    "mg mk ml mn mr ms mt my ne nl nn no oc om or pa pl ps pt qu ro ru rw sa se si sk sl sn so "
+    "sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz vi vo wa xh yo zh zu"
+)
+LANGUAGES = tuple(_CODES.split())
+"""ISO 639-1 codes that the verifier's detector tells (py3langid; a test compares the two)."""
 
 
-class _Check(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def _known(code: str) -> str:
+    if code not in LANGUAGES:
+        raise ValueError(f"no language {code!r} is known; there are {', '.join(LANGUAGES)}")
+    return code
 
 
-class _Bounded(_Check):
+LanguageCode = Annotated[
+    str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(LANGUAGES)})
+]
+
+
+class _Bounded(Strict):
     """A count that must lie in [at_least, at_most]; a missing bound is open."""
 
     at_least: int | None = Field(default=None, ge=0)
     at_most: int | None = Field(default=None, ge=0)
 
+    @model_validator(mode="after")
+    def _can_be_met(self) -> Self:
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"at_least: {self.at_least} is more than at_most {self.at_most}")
+        return self
 
-class MathAnswer(_Check):
+
+class MathAnswer(Strict):
     """The final answer equals `answer` mathematically (math-verify)."""
 
     kind: Literal["math"]
@@ -52,7 +82,7 @@ class Numbered(_Bounded):
     kind: Literal["numbered"]
 
 
-class Keyword(_Check):
+class Keyword(Strict):
     """`word` occurs at least `times`, whole words, any case."""
 
     kind: Literal["keyword"]
@@ -60,47 +90,47 @@ class Keyword(_Check):
     times: int = Field(default=1, ge=1)
 
 
-class Forbidden(_Check):
+class Forbidden(Strict):
     """None of `words` occurs, whole words, any case."""
 
     kind: Literal["forbidden"]
     words: list[str] = Field(min_length=1)
 
 
-class StartsWith(_Check):
+class StartsWith(Strict):
     kind: Literal["starts_with"]
     text: str = Field(min_length=1)
 
 
-class EndsWith(_Check):
+class EndsWith(Strict):
     kind: Literal["ends_with"]
     text: str = Field(min_length=1)
 
 
-class Case(_Check):
+class Case(Strict):
     kind: Literal["case"]
     case: Literal["upper", "lower"]
 
 
-class Json(_Check):
+class Json(Strict):
     """The whole response (a code fence around it is allowed) is JSON, with these keys if given."""
 
     kind: Literal["json"]
     keys: list[str] = Field(default_factory=list)
 
 
-class Language(_Check):
+class Language(Strict):
     """The response is written in this language (ISO 639-1 code)."""
 
     kind: Literal["language"]
-    code: str = Field(pattern=r"^[a-z]{2}$")
+    code: LanguageCode
 
 
-class NoCommas(_Check):
+class NoCommas(Strict):
     kind: Literal["no_commas"]
 
 
-class Title(_Check):
+class Title(Strict):
     """The response holds a title in double angle brackets: <<title>>."""
 
     kind: Literal["title"]

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import stamina
 from fastapi import Depends
 from psycopg.errors import DiskFull
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -18,19 +18,30 @@ AWAY_SECONDS = 600.0
 """How long a worker keeps work that is done while the database is away."""
 FROZEN_MS = 120_000
 """A process that was suspended in a transaction must not hold its locks for ever."""
+AWAY_AFTER_SECONDS = 3
 CHANNEL = "forethought"
 """LISTEN/NOTIFY channel; a notification only wakes a waiter, its payload says what changed."""
 
 
 @cache
 def get_engine() -> Engine:
+    return _create(pool_pre_ping=True, pool_size=10)
+
+
+@cache
+def engine_beside_the_pool() -> Engine:
+    """A connection of its own each time, for who must neither queue for one nor wait long for a
+    server that is gone."""
+    return _create(AWAY_AFTER_SECONDS, poolclass=NullPool)
+
+
+def _create(patience: int | None = None, **pool: Any) -> Engine:
+    connection: dict[str, Any] = {"options": f"-c idle_in_transaction_session_timeout={FROZEN_MS}"}
+    if patience is not None:
+        connection |= {"connect_timeout": patience, "tcp_user_timeout": patience * 1000}
     # hide_parameters: an error's text must not carry prompts or thoughts into a log.
     return create_engine(
-        get_settings().database_url,
-        pool_pre_ping=True,
-        pool_size=10,
-        hide_parameters=True,
-        connect_args={"options": f"-c idle_in_transaction_session_timeout={FROZEN_MS}"},
+        get_settings().database_url, hide_parameters=True, connect_args=connection, **pool
     )
 
 

@@ -11,7 +11,15 @@ from typing import Any, Self
 import aiohttp
 import orjson
 
-from shared.engine_answers import Choice, choice, engine_errors, error_of, pieces
+from shared.engine_answers import (
+    Choice,
+    EngineRefused,
+    choices,
+    engine_errors,
+    error_of,
+    has_ids,
+    pieces,
+)
 
 CONNECT_SECONDS = 5.0
 CALL_SECONDS = 60.0
@@ -19,6 +27,8 @@ GENERATION_SECONDS = 6 * 3600.0
 """Longest a request may wait for the engine: behind a full queue, hours are legitimate."""
 KEEP_ALIVE_SECONDS = 3.0
 """Less than vLLM's five: a request must not meet a connection that is just being closed."""
+SHORT_TEXTS = 10_000
+"""Kept of a model at most."""
 _JSON = {"content-type": "application/json"}
 
 
@@ -30,7 +40,7 @@ class EngineClient:
 
     def __init__(self, base_url: str, http: aiohttp.ClientSession | None = None) -> None:
         self.base_url = base_url
-        # aiohttp, not httpx: a fifth of the processor time for a request, which chat pays thrice.
+        # aiohttp, not httpx: a fifth of the processor time for a request, which chat pays twice.
         self._http = http or aiohttp.ClientSession(
             base_url,
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
@@ -38,9 +48,10 @@ class EngineClient:
             auto_decompress=False,
             skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept"),
         )
-        self._token_texts: dict[int, str] = {}
+        self._short_texts: dict[tuple[int, ...], str] = {}
         self._texts: dict[str, list[int]] = {}
         self._max_model_len: int | None = None
+        self._chats_with_ids = True
 
     def for_another_model(self) -> "EngineClient":
         """One with the same connections, which has looked up nothing yet."""
@@ -72,20 +83,34 @@ class EngineClient:
         A stop string is included in the text. vLLM gives sample k the seed `seed + k`. `more`
         are further fields of vLLM's request, such as `skip_special_tokens`.
         """
-        body = {
-            "prompt": list(prompt_ids),
-            "n": n,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "seed": seed,
-            "stop": list(stop),
-            "include_stop_str_in_output": bool(stop),
-            "return_token_ids": True,
+        body = _samples(
+            n=n,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
             **more,
-        }
-        answer = await self._post("/v1/completions", body, GENERATION_SECONDS)
-        return [choice(c) for c in sorted(answer["choices"], key=lambda c: int(c["index"]))]
+        )
+        body["prompt"] = list(prompt_ids)
+        return choices(await self._post("/v1/completions", body, GENERATION_SECONDS))
+
+    async def complete_chat(
+        self, messages: Sequence[Mapping[str, Any]], **sampling: Any
+    ) -> tuple[list[int], list[Choice]]:
+        """`render` and `complete` in one request: ids of the prompt, and samples that continue it.
+        `sampling` is that of `complete`.
+
+        Raises:
+            EngineRefused: also where the engine does not tell ids in chat.
+        """
+        if self._chats_with_ids:
+            body = {"messages": list(messages), **_samples(**sampling)}
+            answer = await self._post("/v1/chat/completions", body, GENERATION_SECONDS)
+            if has_ids(answer):
+                return answer["prompt_token_ids"], choices(answer)
+            self._chats_with_ids = False
+        raise EngineRefused("the engine tells no ids in chat")
 
     @asynccontextmanager
     async def stream(
@@ -143,11 +168,15 @@ class EngineClient:
         text: str = (await self._post("/detokenize", {"tokens": list(ids)}))["prompt"]
         return text
 
-    async def token_text(self, token: int) -> str:
-        """Text of one token alone; holds U+FFFD where it is only a part of a character. Kept."""
-        if token not in self._token_texts:
-            self._token_texts[token] = await self.detokenize([token])
-        return self._token_texts[token]
+    async def short_text(self, ids: Sequence[int]) -> str:
+        """Text of a few tokens alone; holds U+FFFD for a part of a character. Kept: such tokens
+        as end a thought or a prompt repeat."""
+        key = tuple(ids)
+        if key not in self._short_texts:
+            if len(self._short_texts) >= SHORT_TEXTS:
+                self._short_texts.clear()
+            self._short_texts[key] = await self.detokenize(ids)
+        return self._short_texts[key]
 
     async def max_model_len(self) -> int:
         """Longest sequence of prompt and output, in tokens."""
@@ -155,6 +184,10 @@ class EngineClient:
             models = await self._get("/v1/models")
             self._max_model_len = int(models["data"][0]["max_model_len"])
         return self._max_model_len
+
+    async def weight_version(self) -> str:
+        """The label of the weights it has; inference labels them with their sha256."""
+        return str((await self._get("/weight_info"))["weight_version"])
 
     async def version(self) -> str:
         return str((await self._get("/version"))["version"])
@@ -174,6 +207,17 @@ class EngineClient:
         if not response.ok:
             raise error_of(response.status, content)
         return orjson.loads(content)
+
+
+def _samples(*, n: int = 1, stop: Sequence[str] = (), **fields: Any) -> dict[str, Any]:
+    """What a request for whole samples says of them, to either of the engine's routes."""
+    return {
+        "n": n,
+        "stop": list(stop),
+        "include_stop_str_in_output": bool(stop),
+        "return_token_ids": True,
+        **fields,
+    }
 
 
 def _timeout(seconds: float) -> aiohttp.ClientTimeout:

@@ -4,6 +4,7 @@ PlatformError               500
 ├── InvalidRequest          400  a field is wrong; `param` names it
 ├── NotFound                404
 ├── Conflict                409  the thing exists, but not in a state that allows this
+├── Gone                    410  it was there, and was pruned
 ├── TooLarge                413
 ├── TooManyRequests         429  come back after `retry_after` seconds
 └── Unavailable             503  a dependency is away or a model is loading; retry later
@@ -53,6 +54,12 @@ class Conflict(PlatformError):
     status = 409
     type = "invalid_request_error"
     code = "conflict"
+
+
+class Gone(PlatformError):
+    status = 410
+    type = "invalid_request_error"
+    code = "pruned"
 
 
 class TooLarge(PlatformError):

@@ -5,13 +5,13 @@ one (`none`) is the direct baseline, whose whole output is the response.
 Source of the generic and specific prompts: Wu et al., arXiv 2410.10630, figure 2.
 """
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from shared.strict import Strict
 
 
-class ThoughtFormat(BaseModel):
+class ThoughtFormat(Strict):
     """A thought prompt with its markers. `{query}` in the template is the user's instruction."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1, max_length=64)
     template: str = Field(default="{query}", max_length=20_000)

@@ -14,28 +14,21 @@ do not depend on what else is in a batch; vLLM's do, slightly.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shared.engine_answers import Choice
 from shared.formats import ThoughtFormat
 from shared.schemas import Sampling
+from shared.thoughts import REPLACEMENT, Thought, Vocabulary, close
 
 Split = Callable[[Sequence[int], str, int], int]
 """(token ids, their text, an offset in it) -> how many first tokens cover the text up to there."""
 SEEDS = 2**31
-PREFIX_TOKENS = 64
-"""More than a thought marker has."""
-REPLACEMENT = "\ufffd"
-
-
-class Vocabulary(Protocol):
-    """What is asked about the engine's tokenizer."""
-
-    async def tokenize(self, text: str) -> list[int]: ...
-    async def detokenize(self, ids: Sequence[int]) -> str: ...
-    async def token_text(self, token: int) -> str: ...
+ENDS = (4, 16, 64)
+"""So many last tokens of a prompt, until they show what it ends in. The first few are those with
+which a template begins the model's turn, alike in all prompts; the last hold any marker."""
 
 
 class Engine(Vocabulary, Protocol):
@@ -53,6 +46,10 @@ class Engine(Vocabulary, Protocol):
         stop: Sequence[str] = (),
         **more: Any,
     ) -> list[Choice]: ...
+
+    async def complete_chat(
+        self, messages: Sequence[Mapping[str, Any]], **sampling: Any
+    ) -> tuple[list[int], list[Choice]]: ...
 
     async def max_model_len(self) -> int: ...
 
@@ -73,20 +70,6 @@ class Output:
     truncated: bool
     forced: bool
     seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Thought:
-    """A thought that is closed by the response marker.
-
-    `ids` are the tokens that phase 2 continues, from the beginning of the model's turn; `text` is
-    theirs. `tokens` of them were generated.
-    """
-
-    ids: list[int]
-    text: str
-    tokens: int
-    forced: bool
 
 
 async def think_then_respond(
@@ -117,22 +100,38 @@ async def think(
 ) -> list[Thought]:
     """Phase 1: `n` closed thoughts. With a budget of 0 each is just the marker."""
     prefix, prefix_ids = await _prefix(engine, prompt_ids, fmt)
-    start = [*prompt_ids, *prefix_ids]
     if max_tokens > 0:
         choices = await engine.complete(
-            start,
+            [*prompt_ids, *prefix_ids],
             n=n,
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            stop=[fmt.response_marker],
-            skip_special_tokens=False,
+            **_of_thoughts(fmt),
         )
     else:
         choices = [Choice("", [], "length", None)] * n
     closed = [await close(engine, choice, fmt.response_marker) for choice in choices]
     return [Thought([*prefix_ids, *t.ids], prefix + t.text, t.tokens, t.forced) for t in closed]
+
+
+async def render_and_think(
+    engine: Engine, messages: Sequence[Mapping[str, Any]], fmt: ThoughtFormat, **sampling: Any
+) -> tuple[list[int], list[Thought]]:
+    """The prompt's ids, and what `think` with this `sampling` would write behind them: one request
+    in place of two. For formats without a prefix only, and budgets above 0.
+
+    Raises:
+        EngineRefused: also where the engine cannot do both at once.
+    """
+    prompt_ids, choices = await engine.complete_chat(messages, **sampling, **_of_thoughts(fmt))
+    return prompt_ids, [await close(engine, c, fmt.response_marker) for c in choices]
+
+
+def _of_thoughts(fmt: ThoughtFormat) -> dict[str, Any]:
+    """How phase 1 ends; a marker that is a special token must be seen to be matched."""
+    return {"stop": [fmt.response_marker], "skip_special_tokens": False}
 
 
 def respond_seed(seed: int) -> int:
@@ -168,6 +167,8 @@ async def _two_phases(
                 seed=respond_seed(seed + k),
                 # A small model often ends its turn at a marker that it did not write itself.
                 min_tokens=int(thought.forced),
+                # As in phase 1: the text is what was generated, but for the model's own end.
+                skip_special_tokens=False,
             )
         text = thought.text + response.text
         return Output(
@@ -228,8 +229,12 @@ async def _prefix(
     """What the model's turn is begun with: nothing where its own template has done so."""
     if not fmt.prefix:
         return "", []
-    end = await vocabulary.detokenize(prompt_ids[-PREFIX_TOKENS:])
-    if end.rstrip().endswith(fmt.prefix):
+    for count in ENDS:
+        # Where the first token is but a part of a character, it is none of the text.
+        end = (await vocabulary.short_text(prompt_ids[-count:])).strip().lstrip(REPLACEMENT)
+        if len(end) > len(fmt.prefix):
+            break
+    if end.endswith(fmt.prefix):
         return "", []
     return fmt.prefix, await vocabulary.tokenize(fmt.prefix)
 
@@ -241,62 +246,3 @@ def _thought_tokens(choice: Choice, fmt: ThoughtFormat, split: Split) -> int:
     if at < 0:
         return len(choice.token_ids)
     return split(choice.token_ids, choice.text, at + len(fmt.response_marker))
-
-
-async def close(vocabulary: Vocabulary, choice: Choice, marker: str) -> Thought:
-    """The thought of a finished phase 1, ending in the marker, with the tokens to go on from.
-
-    Generated tokens are kept as they are wherever they agree with the text. The token that
-    completes a marker may run past it: white space there is kept, since it belongs neither to the
-    thought nor to the response; anything else is cut off.
-    """
-    generated = len(choice.token_ids)
-    at = choice.text.find(marker)
-    if at >= 0:
-        text = choice.text[: at + len(marker)]
-        last = await vocabulary.token_text(choice.token_ids[-1])
-        beyond = overhang(text, last)
-        if beyond is not None:
-            return Thought(choice.token_ids, text + beyond, generated, forced=False)
-        ids = await align(vocabulary, choice.token_ids, text)
-        return Thought(ids, text, generated, forced=False)
-
-    ids, text = choice.token_ids, choice.text
-    if choice.finish_reason == "stop" and ids:
-        # The model's own end; a marker behind it would be in another turn.
-        text = text.removesuffix(await vocabulary.token_text(ids[-1]))
-        ids = ids[:-1]
-    if ids and REPLACEMENT in await vocabulary.token_text(ids[-1]):
-        ids = await align(vocabulary, ids, text)  # the budget may have cut a character in two
-    put_in = marker if not text or text.endswith("\n") else "\n" + marker
-    ids = [*ids, *await vocabulary.tokenize(put_in)]
-    return Thought(ids, text + put_in, generated, forced=True)
-
-
-def overhang(text: str, last: str) -> str | None:
-    """What of the token text `last` lies beyond the end of `text`, if that is only white space.
-
-    `text` ends where a marker does that `last` completes. None where that is not so, or cannot be
-    told from these two strings.
-    """
-    core = last.rstrip()
-    if not core or REPLACEMENT in core or not text.endswith(core):
-        return None
-    # With a border ("aa") an earlier end would look the same as the real one.
-    if any(core.startswith(core[i:]) for i in range(1, len(core))):
-        return None
-    return last[len(core) :]
-
-
-async def align(vocabulary: Vocabulary, ids: Sequence[int], text: str) -> list[int]:
-    """Tokens of exactly `text`: the longest beginning of `ids` that agrees, then the rest anew.
-
-    Looks back over a few tokens only. Where even these do not agree, as with tokenizers that do
-    not give back what they took, all of the text is tokenized anew.
-    """
-    for n in range(len(ids), max(len(ids) - 6, -1), -1):
-        covered = await vocabulary.detokenize(ids[:n]) if n else ""
-        if text.startswith(covered):
-            rest = text[len(covered) :]
-            return [*ids[:n], *(await vocabulary.tokenize(rest) if rest else [])]
-    return list(await vocabulary.tokenize(text)) if text else []

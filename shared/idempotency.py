@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
 
-from shared.db import SessionDep
+from shared.db import SessionDep, transaction
 from shared.errors import InvalidRequest
 from shared.models import IdempotencyKey
 
@@ -30,10 +30,11 @@ class Once:
     def __init__(
         self, request: Request, response: Response, session: SessionDep, key: KeyHeader = None
     ) -> None:
-        self._route = request.scope["route"]
+        self._status: int = request.scope["route"].status_code
         self._response = response
         self._session = session
         self._key = key
+        self._name = f"POST {request.scope['route'].path}"
 
     def __call__(self, body: BaseModel, create: Callable[[], Read], read: type[Read]) -> Read:
         """Run `create`, or give a repeat the stored answer and `Idempotent-Replayed`.
@@ -42,36 +43,49 @@ class Once:
         """
         if self._key is None:
             return create()
-        row, mine = self._row(hashlib.sha256(body.model_dump_json().encode()).hexdigest())
-        if not mine:
-            self._response.headers["Idempotent-Replayed"] = "true"
-            self._response.status_code = row.status
-            return read.model_validate(row.response)
-        created = create()
-        row.status = self._route.status_code
-        row.response = created.model_dump(mode="json")
-        return created
-
-    def _row(self, digest: str) -> tuple[IdempotencyKey, bool]:
-        """The key's row, and whether this request is the first to use it."""
         self._session.execute(
             delete(IdempotencyKey).where(IdempotencyKey.created_at < datetime.now(UTC) - KEPT)
         )
         values: dict[str, Any] = {
             "key": self._key,
-            "route": f"POST {self._route.path}",
-            "body_sha256": digest,
+            "route": self._name,
+            "body_sha256": _digest(body),
             "status": 0,
             "response": {},
         }
         new = insert(IdempotencyKey).values(values).on_conflict_do_nothing()
         mine = self._session.execute(new.returning(IdempotencyKey.key)).scalar() is not None
-        row = self._session.get_one(IdempotencyKey, (values["key"], values["route"]))
-        if row.body_sha256 != digest:
+        row = self._session.get_one(IdempotencyKey, (self._key, self._name))
+        if not mine:
+            return self._replay(row, body, read)
+        created = create()
+        row.status = self._status
+        row.response = created.model_dump(mode="json")
+        return created
+
+    def answered(self, body: BaseModel, read: type[Read]) -> Read | None:
+        """A repeat's stored answer, looked up in a transaction of its own: for what takes too long
+        to be done inside the call."""
+        if self._key is None:
+            return None
+        with transaction() as session:
+            row = session.get(IdempotencyKey, (self._key, self._name))
+        if row is None or row.created_at < datetime.now(UTC) - KEPT:
+            return None
+        return self._replay(row, body, read)
+
+    def _replay(self, row: IdempotencyKey, body: BaseModel, read: type[Read]) -> Read:
+        if row.body_sha256 != _digest(body):
             raise KeyReused(
                 "Idempotency-Key: used before with another body", param="Idempotency-Key"
             )
-        return row, mine
+        self._response.headers["Idempotent-Replayed"] = "true"
+        self._response.status_code = row.status
+        return read.model_validate(row.response)
+
+
+def _digest(body: BaseModel) -> str:
+    return hashlib.sha256(body.model_dump_json().encode()).hexdigest()
 
 
 OnceDep = Annotated[Once, Depends()]

@@ -1,4 +1,4 @@
-"""The routes that generate, judge and train have in common: read, list and cancel jobs."""
+"""The routes that generate, judge and train have in common: read, list, cancel, resume jobs."""
 
 import uuid
 from datetime import datetime
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from shared import jobs, recovery
+from shared import jobs, log, recovery
 from shared.broker import send_after_commit
 from shared.db import SessionDep
 from shared.errors import NotFound
@@ -88,7 +88,14 @@ def find_job(session: Session, job_id: uuid.UUID, kinds: tuple[JobKind, ...]) ->
     job = jobs.get(session, job_id)
     if job.kind not in kinds:
         raise NotFound(f"no {kinds[0]} job {job_id}", param="id")
+    log.bind_here(job=str(job_id), iteration=job.iteration_id and str(job.iteration_id))
     return job
+
+
+def resume(session: Session, job_id: uuid.UUID) -> JobRead:
+    job = recovery.resume(session, job_id)
+    send_after_commit(session, job.kind, job.id)
+    return read_job(session, job)
 
 
 def jobs_router(*kinds: JobKind) -> APIRouter:
@@ -117,12 +124,16 @@ def jobs_router(*kinds: JobKind) -> APIRouter:
         find_job(session, job_id, kinds)
         return read_job(session, jobs.cancel(session, job_id))
 
+    return router
+
+
+def resume_router(*kinds: JobKind) -> APIRouter:
+    router = APIRouter(tags=["jobs"])
+
     @router.post("/jobs/{job_id}/resume", status_code=202)
     def resume_job(job_id: uuid.UUID, session: SessionDep) -> JobRead:
         """Take a failed or cancelled job up again where it ended; others stay as they are."""
         find_job(session, job_id, kinds)
-        job = recovery.resume(session, job_id)
-        send_after_commit(session, job.kind, job.id)
-        return read_job(session, job)
+        return resume(session, job_id)
 
     return router

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, Select, and_, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session, aliased
 
@@ -123,14 +123,24 @@ def claimable() -> ColumnElement[bool]:
     )
 
 
+def has_work(session: Session, job_id: uuid.UUID, max_attempts: int) -> bool:
+    """Whether `claim` would find a shard."""
+    return session.scalar(_claimable_of(job_id, max_attempts).limit(1)) is not None
+
+
+def _claimable_of(job_id: uuid.UUID, max_attempts: int) -> Select[Shard]:
+    unfinished = select(Job.id).where(Job.id == job_id, Job.status.in_(UNFINISHED)).exists()
+    return select(Shard).where(
+        Shard.job_id == job_id, Shard.attempt < max_attempts, claimable(), unfinished
+    )
+
+
 def claim(
     session: Session, job_id: uuid.UUID, *, worker: str, lease_seconds: float, max_attempts: int
 ) -> Claim | None:
     """Lease the next shard of a job, or None where nothing can be taken now."""
-    unfinished = select(Job.id).where(Job.id == job_id, Job.status.in_(UNFINISHED)).exists()
     shard = session.scalar(
-        select(Shard)
-        .where(Shard.job_id == job_id, Shard.attempt < max_attempts, claimable(), unfinished)
+        _claimable_of(job_id, max_attempts)
         .order_by(Shard.index)
         .limit(1)
         .with_for_update(skip_locked=True, of=Shard)

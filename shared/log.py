@@ -6,6 +6,7 @@ Prompts, outputs and thoughts are never logged; log ids and counts.
 import logging
 import sys
 
+import stamina
 import structlog
 
 from shared.settings import get_settings
@@ -14,6 +15,9 @@ logger = logging.getLogger("forethought")
 
 bind = structlog.contextvars.bound_contextvars
 """`with bind(job=…):` adds the fields to every line logged inside, libraries' lines included."""
+
+bind_here = structlog.contextvars.bind_contextvars
+"""The same for the rest of a request or a task, which has a context of its own."""
 
 
 def configure(process: str) -> None:
@@ -36,6 +40,8 @@ def configure(process: str) -> None:
             ],
         )
     )
+    # Its own hook shows the arguments of the call, which may be prompts and answers.
+    stamina.instrumentation.set_on_retry_hooks([_log_retry])
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(get_settings().log_level)
@@ -43,3 +49,15 @@ def configure(process: str) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Ours says more (duration, request id); uvicorn's would log each line twice.
     logging.getLogger("uvicorn.access").disabled = True
+
+
+def _log_retry(details: stamina.instrumentation.RetryDetails) -> None:
+    logger.warning(
+        "trying again",
+        extra={
+            "what": details.name,
+            "attempt": details.retry_num,
+            "wait_seconds": round(details.wait_for, 1),
+            "error": type(details.caused_by).__name__,
+        },
+    )

@@ -2,12 +2,14 @@
 
 import re
 import uuid
+from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound
 from shared.models import Model
+from shared.settings import get_settings
 
 _VERSIONED = re.compile(r"^(?P<name>[^@]+)@v(?P<version>\d{1,9})$")
 
@@ -31,14 +33,29 @@ def find(session: Session, reference: str) -> Model | None:
     return session.scalar(query)
 
 
-def resolve(session: Session, reference: str, *, param: str) -> Model:
-    """The model, whose weights are there to be used; errors name the field `param`."""
+def resolve(session: Session, reference: str, *, param: str, change: bool = False) -> Model:
+    """The model, whose weights are there to be used; errors name the field `param`.
+
+    They stay there until the caller's transaction ends. Pruning locks a row FOR UPDATE, and looks
+    in a second statement for what refers to it. A caller that was first here has committed by
+    then, so its use is seen; one that comes second waits here, and sees the weights gone.
+    FOR KEY SHARE is the weakest lock that conflicts: others may begin with the same model.
+    `change` is for callers that name the model.
+    """
     model = find(session, reference)
+    if model is not None:
+        session.refresh(model, with_for_update={"read": not change, "key_share": not change})
     if model is None:
         raise NotFound(
             f"{param}: no model {reference!r}; register it with POST /models",
             param=param,
             code="model_not_found",
+        )
+    if pruned(model):
+        raise Conflict(
+            f"{param}: the weights of checkpoint {reference!r} were pruned",
+            param=param,
+            code="model_pruned",
         )
     if model.path is None:
         raise Conflict(
@@ -48,6 +65,16 @@ def resolve(session: Session, reference: str, *, param: str) -> Model:
             code="model_not_ready",
         )
     return model
+
+
+def pruned(model: Model) -> bool:
+    """Whether it had weights once."""
+    return model.path is None and model.weights_sha256 is not None
+
+
+def training_folder(job_id: uuid.UUID) -> Path:
+    """What a training writes, a folder an attempt; its checkpoints stay there."""
+    return get_settings().model_store / "checkpoints" / str(job_id)
 
 
 def last_promoted(session: Session) -> Model | None:

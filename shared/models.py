@@ -64,6 +64,8 @@ class JobKind(enum.StrEnum):
     train = "train"
     register = "register"
     """Fetch or convert a model's weights; runs on the train queue."""
+    prune = "prune"
+    """Delete what a pruned iteration has left; runs on the train queue, where models are."""
 
 
 class Split(enum.StrEnum):
@@ -99,7 +101,7 @@ class Dataset(Base):
     id: Mapped[uuid.UUID] = _id()
     name: Mapped[str] = mapped_column(unique=True)
     source: Mapped[str]
-    """`upload`, a file's path, `hf:<id>@<revision>`, or `inline`."""
+    """`upload`, a file's path, `hf:<id>@<commit>?<columns and splits>`, or `inline`."""
     sha256: Mapped[str]
     """Of the canonical JSONL of its prompts."""
     created_at: Mapped[datetime] = _now()
@@ -134,8 +136,11 @@ class Model(Base):
     source: Mapped[str]
     """Where its weights came from: a Hub id, a folder, a GGUF file, or `train:<job>`."""
     path: Mapped[str | None]
-    """Absolute folder of the weights; None until its register job has succeeded."""
+    """Absolute folder of the weights; None until its register job has succeeded, and again once a
+    checkpoint was pruned, whose hash stays."""
     weights_sha256: Mapped[str | None]
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of a checkpoint's folder."""
     parent_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("models.id"))
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id"))
     """The job that makes it: of kind train or register."""
@@ -162,6 +167,8 @@ class Iteration(Base):
     id: Mapped[uuid.UUID] = _id()
     run_id: Mapped[uuid.UUID] = mapped_column(index=True)
     """The iterations of one POST; each begins when the one before has succeeded."""
+    baseline_of: Mapped[uuid.UUID | None] = mapped_column(index=True)
+    """The run with thoughts whose direct baseline this one's run is."""
     number: Mapped[int]
     """1, 2, … in its run."""
     status: Mapped[Status] = mapped_column(StatusType, default=Status.queued)
@@ -184,6 +191,8 @@ class Iteration(Base):
     created_at: Mapped[datetime] = _now()
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    pruned_at: Mapped[datetime | None]
+    """From then on it cannot be resumed, and a job deletes what nothing needs of it."""
 
 
 class IterationPrompt(Base):
@@ -295,10 +304,23 @@ class Judgment(Base):
         ForeignKey("completions.id", ondelete="CASCADE"), index=True
     )
     item_index: Mapped[int | None]
-    score: Mapped[float]
+    score: Mapped[float | None]
+    """None where the judge gave none; `details["reason"]` says why."""
     judge: Mapped[str]
     """Kind and version, e.g. `verifier/1`."""
     details: Mapped[Json] = mapped_column(server_default=sql("'{}'"))
+
+
+class JudgeAnswer(Base):
+    """What a judge at another's address has answered, until its job ends: none is paid twice."""
+
+    __tablename__ = "judge_answers"
+
+    job_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    question_sha256: Mapped[str] = mapped_column(primary_key=True)
+    answer: Mapped[Json]
 
 
 class Pair(Base):
@@ -308,8 +330,9 @@ class Pair(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     iteration_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("iterations.id", ondelete="CASCADE"))
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompts.id"))
-    chosen_id: Mapped[int] = mapped_column(ForeignKey("completions.id"))
-    rejected_id: Mapped[int] = mapped_column(ForeignKey("completions.id"))
+    # Indexed, or each completion that is deleted would be looked for in the whole table.
+    chosen_id: Mapped[int] = mapped_column(ForeignKey("completions.id"), index=True)
+    rejected_id: Mapped[int] = mapped_column(ForeignKey("completions.id"), index=True)
     chosen_score: Mapped[float]
     """Raw score of the judge, before length control."""
     rejected_score: Mapped[float | None]

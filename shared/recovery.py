@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from shared.db import notify
 from shared.jobs import UNFINISHED, Claim, claimable, fail, fail_job, get
+from shared.model_store import resolve
 from shared.models import Job, Json, Shard, Status
 
 
@@ -16,6 +17,8 @@ def resume(session: Session, job_id: uuid.UUID) -> Job:
     """Reopen a job that failed or was cancelled; shards that succeeded stay as they are."""
     job = get(session, job_id, lock=True)
     if job.status in (Status.failed, Status.cancelled):
+        if (model := job.params.get("model")) is not None:
+            resolve(session, model, param="model")  # its weights may have been pruned since
         job.status, job.error, job.finished_at, job.sent_at = Status.queued, None, None, None
         session.execute(
             update(Shard)
@@ -51,7 +54,8 @@ def release(
         if not counts:
             shard.status, shard.attempt, shard.token = Status.queued, shard.attempt - 1, None
             continue
-        assert shard.token is not None
+        if shard.token is None:
+            break  # the one before it has ended the job, and all its shards
         claim = Claim(shard.id, job_id, shard.index, shard.payload, shard.attempt, shard.token)
         fail(session, claim, error, max_attempts=max_attempts)
     return len(held)

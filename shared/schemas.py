@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import uuid
+from itertools import groupby
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shared.checks import Check
 from shared.formats import FORMATS, ThoughtFormat
+from shared.judge_specs import AnySpec, JudgeSpec, VerifierSpec
+from shared.strict import Strict
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 """Names of datasets and model families: safe in paths and in `name@v1`."""
+DIRECT = "-direct"
+"""Ends the name of the family that a direct baseline makes."""
 ModelRef = Annotated[str, Field(min_length=1, max_length=500)]
 """A registered model: its id, `name@v1`, or `name` (the latest version)."""
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+ThinkingEffort = Literal["minimal", "low", "medium", "high", "xhigh", "max"]
+Effort = Literal["none", ThinkingEffort]
 """OpenAI's `reasoning_effort`."""
+MOST_COMPARED = 64
+"""Responses to one instruction: as many as `Sampling.samples` may be."""
 Text = Annotated[str, Field(min_length=1, max_length=200_000)]
-
-
-class Strict(BaseModel):
-    """Unknown fields are errors: a misspelt setting must not be ignored for six hours."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_nul(cls, value: Any) -> Any:
-        # Postgres takes no NUL in text, so it is refused where a field can still be named.
-        if isinstance(value, str) and "\x00" in value:
-            raise ValueError("must not contain NUL characters")
-        return value
 
 
 class Sampling(Strict):
@@ -45,14 +39,10 @@ class Sampling(Strict):
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
 
 
-class JudgeSpec(Strict):
-    """Which judge scores; `workers/judges/` holds one file a kind."""
-
-    kind: Literal["verifier"] = "verifier"
-
-
 class InlinePrompt(Strict):
     text: Text
+    category: str | None = Field(default=None, max_length=200)
+    """Reports show scores by it."""
     checks: list[Check] = Field(default_factory=list, max_length=32)
 
 
@@ -66,7 +56,7 @@ def as_thought_format(value: Any) -> Any:
 
 
 class _WithFormat(Strict):
-    thought_format: ThoughtFormat | str = "generic"
+    thought_format: ThoughtFormat | str = Field(default="generic", validate_default=True)
 
     @field_validator("thought_format", mode="after")
     @classmethod
@@ -105,17 +95,32 @@ class JudgeItem(Strict):
 
 
 class JudgeRequest(Strict):
-    """Score responses: given here, or those of a generate job (also while it still runs)."""
+    """Score responses: given here, or those of a generate job (also while it still runs).
 
-    judge: JudgeSpec = JudgeSpec()
+    Items of one instruction stand together: a judge that compares judges them together.
+    """
+
+    judge: JudgeSpec = VerifierSpec()
     items: list[JudgeItem] = Field(default_factory=list, max_length=100_000)
     generate_job_id: uuid.UUID | None = None
+    against_generate_job_id: uuid.UUID | None = None
+    """A finished job on the same prompts: a score is then the share of its responses to the same
+    prompt that a response wins against."""
     shard_size: int = Field(default=256, ge=1, le=10_000)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
+        if self.judge.compares:
+            groups = groupby(self.items, key=lambda item: item.instruction)
+            if any(len(list(group)) > MOST_COMPARED for _, group in groups):
+                raise ValueError(
+                    f"items: this judge compares no more than {MOST_COMPARED} responses to one "
+                    "instruction"
+                )
         if bool(self.items) == (self.generate_job_id is not None):
             raise ValueError("items: exactly one of items and generate_job_id is required")
+        if self.items and self.against_generate_job_id is not None:
+            raise ValueError("against_generate_job_id: goes with generate_job_id, not with items")
         return self
 
 
@@ -156,7 +161,7 @@ class Training(Strict):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_length: int = Field(default=4096, ge=16, le=1_048_576)
-    """Tokens of prompt and output; a longer pair fails preflight, none is cut silently."""
+    """Tokens of prompt and output; a longer pair is left out and counted, none is cut."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: LoraSettings | None = None
     """Train an adapter and merge it; full fine-tuning when absent."""
@@ -180,6 +185,13 @@ class TrainRequest(Strict):
         return self
 
 
+class Resume(Strict):
+    """Takes up again what failed or was cancelled."""
+
+    training: Training | None = None
+    """Replaces all settings of a training that has not succeeded; it begins anew on its pairs."""
+
+
 class LengthControl(Strict):
     rho: float = Field(default=0.25, ge=0, le=0.5)
 
@@ -195,6 +207,9 @@ class Validation(Strict):
     temperature: float = Field(default=0.0, ge=0, le=2)
     checkpoints: Literal["all", "last"] = "all"
     """Judge the checkpoint of each epoch and keep the best, or take the last one."""
+    judge: JudgeSpec | None = None
+    """Who judges models, if not who judges training outputs: what a model was trained to please
+    flatters it."""
 
 
 class IterationRequest(_WithFormat):
@@ -211,17 +226,24 @@ class IterationRequest(_WithFormat):
     """Fresh training prompts each iteration takes; by default an equal share for each."""
     count: int = Field(default=1, ge=1, le=100)
     sampling: Sampling = Sampling()
-    judge: JudgeSpec = JudgeSpec()
+    judge: JudgeSpec = VerifierSpec()
     length_control: LengthControl = LengthControl()
     pairing: Pairing = Pairing()
     training: Training = Training()
     validation: Validation = Validation()
+    baseline: bool = False
+    """Also starts a run that does the same without thoughts, to compare with."""
     promote: Literal["never", "always", "if_better"] = "if_better"
     """`if_better`: promoted when its validation score is above the seed's."""
     shard_size: int = Field(default=16, ge=1, le=1024)
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = (
         Field(default_factory=dict, max_length=16)
     )
+
+    @property
+    def evaluating_judge(self) -> AnySpec:
+        """Who judges models."""
+        return self.validation.judge or self.judge
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -233,18 +255,15 @@ class IterationRequest(_WithFormat):
             raise ValueError("validation_prompts: goes with inline prompts, not with a dataset")
         if self.sampling.samples < 2:
             raise ValueError("sampling.samples: must be at least 2, since a pair needs two outputs")
+        if self.baseline and not self.format.thinks:
+            raise ValueError("baseline: a run without thoughts is the direct baseline itself")
+        if self.baseline and len(self.name) + len(DIRECT) > 64:
+            raise ValueError(f"name: with a baseline at most {64 - len(DIRECT)} characters")
         return self
 
 
-class ModelRegistration(Strict):
-    """A model by Hub id, folder or GGUF file; it becomes the next version of `name`."""
-
-    name: Name
-    source: str = Field(min_length=1, max_length=1000)
-    """A Hugging Face id, a folder with safetensors, or a .gguf file, seen from the server."""
+class _MayHaveFormat(Strict):
     thought_format: ThoughtFormat | str | None = None
-    """How chat is to have it think when it is promoted as it is: `think` for a model that does so
-    by itself. Without it, it answers directly. Training sets a format of its own."""
 
     @field_validator("thought_format", mode="after")
     @classmethod
@@ -257,9 +276,28 @@ class ModelRegistration(Strict):
         return self.thought_format
 
 
-class Promotion(Strict):
-    """Makes a model the one that chat serves."""
+class ModelRegistration(_MayHaveFormat):
+    """A model by Hub id, folder or GGUF file; it becomes the next version of `name`.
 
-    thought_budgets: dict[Effort, Annotated[int, Field(ge=0, le=10**6)]] | None = None
+    `thought_format` says how chat is to have it think when it is promoted as it is: `think` for a
+    model that does so by itself. Without it, it answers directly. Training sets a format of its
+    own.
+    """
+
+    name: Name
+    source: str = Field(min_length=1, max_length=1000)
+    """A Hugging Face id, a folder with safetensors, or a .gguf file, seen from the server."""
+
+
+class Promotion(_MayHaveFormat):
+    """Makes a model the one that chat serves.
+
+    `thought_format` goes with `name`: how the checkpoint is to think. Without it, as the model
+    that it was trained from.
+    """
+
+    name: Name | None = None
+    """Of a checkpoint that has none yet: it becomes the next version of this family."""
+    thought_budgets: dict[ThinkingEffort, Annotated[int, Field(ge=0, le=10**6)]] | None = None
     """Most tokens of a thought for each `reasoning_effort`. Those not named are a share of the
     budget that the model was trained with: `medium` is all of it. Absent: as they were."""

@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -36,6 +37,11 @@ class Settings(BaseSettings):
     inference_engine_url: str = ""
     """Address of a running engine for chat; empty: inference starts its own vLLM."""
     inference_engine_port: int = 8012
+    inference_engine_host: str = "127.0.0.1"
+    """Where inference's engine listens. Whoever reaches it may swap its weights: beyond loopback,
+    let the network admit the coordinator only."""
+    inference_advertised_url: str = ""
+    """How the coordinator reaches that engine; empty: as inference itself does."""
     engine_args: str = ""
     """Extra arguments for every vLLM server, as on a command line."""
     engine_start_timeout_s: float = 900.0
@@ -46,6 +52,10 @@ class Settings(BaseSettings):
     sleep_engine_while_training: bool = True
     """On a GPU, the engine frees its memory while a training holds the device."""
 
+    judge_addresses: str = "https://api.openai.com/v1=OPENAI_API_KEY"
+    """OpenAI-compatible addresses that may judge, with spaces between them; `URL=VARIABLE` names
+    the variable of a worker's environment that holds the address's key."""
+
     lease_seconds: float = 25.0
     """A worker that has not been heard of for so long has died; another takes its shards."""
     heartbeat_seconds: float = 5.0
@@ -55,6 +65,8 @@ class Settings(BaseSettings):
     worker_threads: int = 4
     checkpoint_seconds: float = 600.0
     """Of training that a kill may cost at most, beside the end of each epoch."""
+    retention_days: float | None = Field(default=None, ge=0, le=36_500)
+    """Runs that ended longer ago are pruned (`docs/durability.md`); unset keeps everything."""
 
     max_upload_bytes: int = 256 * 1024 * 1024
     max_chat_in_flight: int = 256

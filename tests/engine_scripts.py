@@ -1,5 +1,6 @@
 """What a scripted engine's model writes, and what goes wrong while it does."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ class Play:
     tokens_an_event: tuple[int, ...] = (1,)
     """Of a stream, in turn."""
 
+
+SHOWN = re.compile(r"\[The Start of Assistant.*?\]\n(.*?)\n\[The End", re.DOTALL)
+"""A response as a judge is shown it."""
 
 Script = Callable[[str, int], str | Play]
 """(prompt with all its special tokens, seed) -> what the model writes before it ends its turn."""
@@ -52,3 +56,21 @@ def chat(thought: str, answer: str, tokens_an_event: int) -> Script:
         return thought if asked else streamed
 
     return script
+
+
+def prefers_short(text: str, seed: int) -> str | Play:
+    """As `some_good_some_bad`; as a judge for the shorter of two responses, of equals for none."""
+    if "impartial judge" not in text:
+        return some_good_some_bad(text, seed)
+    first, second = SHOWN.findall(text)
+    if len(first) == len(second):
+        return "I cannot tell them apart."
+    return f"The shorter one. [[{'A' if len(first) < len(second) else 'B'}]]"
+
+
+def some_good_some_bad(text: str, seed: int) -> str:
+    """Of the words asked for, or more; one in eight without a marker. Behind one, just words."""
+    words = "word " * (1 + seed % 5)
+    if not text.endswith("assistant\n"):
+        return words
+    return f"hm, {seed % 7} it is. {'<R>' if seed % 8 else ''} {words}"

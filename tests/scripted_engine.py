@@ -21,10 +21,12 @@ from typing import Any
 
 import orjson
 import uvicorn
+from jinja2 import TemplateError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
@@ -45,6 +47,8 @@ class Step:
     finish_reason: str
     stop_reason: str | None
     play: Play
+    skips: bool
+    """Whether the text is without the special tokens."""
 
 
 @dataclass
@@ -58,6 +62,8 @@ class ScriptedEngine:
     """Other than 200: what every generation is answered with."""
     refuses: str = ""
     """A field of a generation request that is answered with status 400."""
+    chats_with_ids: bool = True
+    """Not so in older ones."""
     token_seconds: float = 0.0
     broken_swap: bool = False
     """Swaps report success and change nothing."""
@@ -66,20 +72,27 @@ class ScriptedEngine:
     remembers: bool = True
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of the generation requests so far."""
+    paths: list[str] = field(default_factory=list)
+    """Of all requests so far."""
     aborted: int = 0
-    """Streams whose client left."""
+    """Requests whose client left."""
     running: int = 0
     tokens: int = 0
     """Generated so far."""
+    label: str = "default"
+    """Of its weights, as it was told."""
     hangs: bool = False
     """Generation requests are taken and never answered, while all else works."""
 
     def __post_init__(self) -> None:
-        self.weights = self.folder
+        self.load(self.folder)
         self.chat_template = AutoTokenizer.from_pretrained(self.folder)
         self.tokenizer: Tokenizer = self.chat_template.backend_tokenizer
         self.end_id = int(self.chat_template.eos_token_id)
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.special = {token for token, entry in added.items() if entry.special}
         self.encode = lru_cache(4096)(self._encode)
+        self.written = lru_cache(4096)(self._written)
         self.render = lru_cache(4096)(self._render)
         self._made: dict[Any, list[tuple[int, bytes | None]]] = {}
 
@@ -88,37 +101,61 @@ class ScriptedEngine:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         return tuple(encoding.ids), tuple(end for _, end in encoding.offsets)
 
+    def _written(self, text: str, skips: bool) -> tuple[tuple[int, ...], tuple[int, ...], str]:
+        """Ids of what a model writes, where in its visible text each one ends, and that text: as
+        in vLLM, special tokens are not in it unless a request asks for them."""
+        ids, ends = self.encode(text)
+        if not skips or self.special.isdisjoint(ids):
+            return ids, ends, text
+        visible, visible_ends, at = "", [], 0
+        for token, end in zip(ids, ends, strict=True):
+            visible += "" if token in self.special else text[at:end]
+            visible_ends.append(len(visible))
+            at = end
+        return ids, tuple(visible_ends), visible
+
     def generate(self, prompt: str, seed: int, body: dict[str, Any]) -> Step:
         play = self.script(prompt, seed)
         play = Play(play) if isinstance(play, str) else play
-        text = play.text
-        ids, ends = self.encode(text)
+        skips, includes_stop = (
+            body.get("skip_special_tokens", True),
+            body.get("include_stop_str_in_output", False),
+        )
+        ids, ends, text = self.written(play.text, skips)
         budget = body["max_tokens"]
         stops = [(text.find(s) + len(s), s) for s in body.get("stop") or [] if s in text]
         if stops:
             end, stop = min(stops)
             count = next(i for i, e in enumerate(ends) if e >= end) + 1
             if count <= budget:
-                kept = end if body.get("include_stop_str_in_output") else end - len(stop)
-                return Step(list(ids[:count]), text[:kept], "stop", stop, play)
+                kept = end if includes_stop else end - len(stop)
+                return Step(list(ids[:count]), text[:kept], "stop", stop, play, skips)
         if len(ids) < budget:
-            return Step([*ids, self.end_id], text, "stop", None, play)
-        cut = self.tokenizer.decode(ids[:budget], skip_special_tokens=False)
+            # An end token is a stop as well.
+            if includes_stop and not skips:
+                text += self.tokenizer.decode([self.end_id], skip_special_tokens=False)
+            return Step([*ids, self.end_id], text, "stop", None, play, skips)
+        cut = self.tokenizer.decode(ids[:budget], skip_special_tokens=skips)
         # vLLM holds back a character that is not whole.
-        return Step(list(ids[:budget]), cut.rstrip("\ufffd"), "length", None, play)
+        return Step(list(ids[:budget]), cut.rstrip("\ufffd"), "length", None, play, skips)
+
+    def load(self, weights: Path) -> None:
+        """Nothing is read of the folder later: it may be gone by then."""
+        self.weights = weights
+        probe = weights / "probe.json"
+        self.trained: dict[str, Any] = json.loads(probe.read_text()) if probe.exists() else {}
+        self.digest = hashlib.sha256((weights / "model.safetensors").read_bytes()).digest()
 
     def logprobs(self, ids: list[int]) -> list[float]:
         """Of each id but the first: the trainer's for its probe, made up from the weights else."""
         if tuple(ids) in self.probes:
             return self.probes[tuple(ids)]
-        probe = self.weights / "probe.json"
-        if probe.exists() and (known := json.loads(probe.read_text()))["token_ids"] == ids:
-            return [float(value) for value in known["logprobs"]]
-        digest = hashlib.sha256((self.weights / "model.safetensors").read_bytes()).digest()
-        return [-1.0 - digest[i % 32] / 256 for i in range(len(ids) - 1)]
+        if ids == self.trained.get("token_ids"):
+            return [float(value) for value in self.trained["logprobs"]]
+        return [-1.0 - self.digest[i % 32] / 256 for i in range(len(ids) - 1)]
 
-    def app(self) -> Starlette:
-        return Starlette(
+    def app(self) -> ASGIApp:
+        app = Starlette(
             routes=[
                 Route("/v1/completions", self.completions, methods=["POST"]),
                 Route("/v1/chat/completions", self.completions, methods=["POST"]),
@@ -126,13 +163,23 @@ class ScriptedEngine:
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/collective_rpc", self.collective_rpc, methods=["POST"]),
+                Route("/update_weight_version", self.update_label, methods=["POST"]),
+                Route("/weight_info", self.weight_info),
                 Route("/metrics", self.metrics),
                 Route("/version", lambda _: JSONResponse({"version": VERSION})),
                 Route("/health", lambda _: Response()),
                 Route("/misbehave", self.misbehave, methods=["POST"]),
                 *(Route(path, _nothing, methods=["POST"]) for path in _WITHOUT_EFFECT),
-            ]
+            ],
+            exception_handlers={TemplateError: _refused},
         )
+
+        async def remembering(scope: Scope, receive: Receive, send: Send) -> None:
+            if self.remembers and scope["type"] == "http":
+                self.paths.append(scope["path"])
+            await app(scope, receive, send)
+
+        return remembering
 
     async def completions(self, request: Request) -> Response:
         body = orjson.loads(await request.body())
@@ -168,8 +215,11 @@ class ScriptedEngine:
             for piece in self._pieces(step, logprobs=False):
                 if piece is None or "error" in piece:
                     return JSONResponse(piece, 503 if piece is None else 500)
-        await asyncio.sleep(self.token_seconds * max(len(step.ids) for step in steps))
+        if self.token_seconds:
+            await asyncio.sleep(self.token_seconds * max(len(step.ids) for step in steps))
+            self.aborted += await request.is_disconnected()
         choices = [_choice(k, step, step.ids, step.text) for k, step in enumerate(steps)]
+        answer = {"id": "x", "object": "x", "created": 0, "model": "m", "choices": choices}
         if "logprobs" in body:
             for choice, step in zip(choices, steps, strict=True):
                 choice["logprobs"] = self._columns(step.ids)
@@ -177,21 +227,14 @@ class ScriptedEngine:
             rows = zip(ids[1:], self.logprobs(ids), strict=True)
             choices[0]["prompt_logprobs"] = [None, *({str(i): {"logprob": x}} for i, x in rows)]
         if "messages" in body:
-            choices = [
-                {
-                    "index": c["index"],
-                    "message": {"role": "assistant", "content": c["text"]},
-                    "finish_reason": c["finish_reason"],
-                }
-                for c in choices
-            ]
+            has_ids = self.chats_with_ids and body.get("return_token_ids")
+            answer = _as_chat(answer, ids if has_ids else None)
         total = sum(len(step.ids) for step in steps)
         usage = {
             "prompt_tokens": len(ids),
             "completion_tokens": total,
             "total_tokens": len(ids) + total,
         }
-        answer = {"id": "x", "object": "x", "created": 0, "model": "m", "choices": choices}
         return Response(orjson.dumps(answer | {"usage": usage}), media_type="application/json")
 
     async def _stream(self, step: Step, body: dict[str, Any]) -> AsyncIterator[bytes]:
@@ -216,7 +259,7 @@ class ScriptedEngine:
 
     def _events(self, step: Step, logprobs: bool, chat: bool) -> list[tuple[int, bytes | None]]:
         """Each event with the number of its tokens."""
-        key = (step.text, len(step.ids), step.finish_reason, step.play, logprobs, chat)
+        key = (step.text, len(step.ids), step.finish_reason, step.play, step.skips, logprobs, chat)
         if key not in self._made:
             if len(self._made) > 1000:
                 self._made.clear()
@@ -228,7 +271,7 @@ class ScriptedEngine:
 
     def _pieces(self, step: Step, logprobs: bool) -> Iterator[dict[str, Any] | None]:
         """Choices of the events; None where the stream breaks off."""
-        decode = DecodeStream(skip_special_tokens=True)
+        decode = DecodeStream(skip_special_tokens=step.skips)
         play, sizes = step.play, cycle(step.play.tokens_an_event)
         sent, at = "", 0
         while at < len(step.ids):
@@ -284,8 +327,15 @@ class ScriptedEngine:
 
     async def collective_rpc(self, request: Request) -> Response:
         if not self.broken_swap:
-            self.weights = Path(orjson.loads(await request.body())["kwargs"]["weights_path"])
+            self.load(Path(orjson.loads(await request.body())["kwargs"]["weights_path"]))
         return JSONResponse({})
+
+    async def update_label(self, request: Request) -> Response:
+        self.label = orjson.loads(await request.body())["new_version"]
+        return JSONResponse({})
+
+    async def weight_info(self, _: Request) -> Response:
+        return JSONResponse({"weight_version": self.label})
 
     async def metrics(self, _: Request) -> Response:
         lines = (
@@ -302,9 +352,11 @@ class ScriptedEngine:
         return Response()
 
 
-_WITHOUT_EFFECT = (
-    "/reset_prefix_cache", "/pause", "/resume", "/update_weight_version", "/sleep", "/wake_up",
-)  # fmt: skip
+_WITHOUT_EFFECT = ("/reset_prefix_cache", "/pause", "/resume", "/sleep", "/wake_up")
+
+
+async def _refused(_: Request, __: Exception) -> Response:
+    return JSONResponse({"error": {"message": "the template refuses: secret"}}, 400)
 
 
 async def _nothing(_: Request) -> Response:
@@ -319,6 +371,15 @@ def _choice(index: int, step: Step, ids: list[int], text: str) -> dict[str, Any]
         "finish_reason": step.finish_reason,
         "stop_reason": step.stop_reason,
     }
+
+
+def _as_chat(answer: dict[str, Any], prompt_ids: list[int] | None) -> dict[str, Any]:
+    """A whole answer as the chat route gives it, without ids where these are None."""
+    for choice in answer["choices"]:
+        choice["message"] = {"role": "assistant", "content": choice.pop("text")}
+        if prompt_ids is None:
+            choice["token_ids"] = None
+    return answer | {"prompt_token_ids": prompt_ids}
 
 
 def _event(piece: dict[str, Any], chat: bool) -> bytes:
@@ -355,6 +416,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder with its tokenizer")
     parser.add_argument("--fd", type=int, help="a socket that listens")
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="in place of --fd")
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--chat", type=json.loads, help="arguments of `chat`, not `long_outputs`")
@@ -368,7 +430,8 @@ def main() -> None:
         token_seconds=args.token_seconds,
         remembers=False,
     )
-    uvicorn.run(engine.app(), fd=args.fd, port=args.port, log_level="error", lifespan="off")
+    where = {"fd": args.fd, "host": args.host, "port": args.port}
+    uvicorn.run(engine.app(), log_level="error", lifespan="off", **where)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "pandas"}
         "workers.generate",
         "workers.judge",
         "workers.train_job",
+        "workers.prune",
         "services.cli.main",
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 
 from services.cli.client import Client, Object
 from tests import scripted_engine
-from tests.engine_scripts import Script
+from tests.engine_scripts import Script, prefers_short, some_good_some_bad
 from tests.platform import Platform, platform
 from tests.scripted_engine import ScriptedEngine
 from tests.waiting import until
@@ -61,19 +61,11 @@ def prompt(n: int) -> Object:
     return {"text": f"Say something, number {n}.", "checks": [{"kind": "words", "at_most": 3}]}
 
 
-def some_good_some_bad(text: str, seed: int) -> str:
-    """Of the words asked for, or more; one in eight without a marker. Behind one, just words."""
-    words = "word " * (1 + seed % 5)
-    if not text.endswith("assistant\n"):
-        return words
-    return f"hm, {seed % 7} it is. {'<R>' if seed % 8 else ''} {words}"
-
-
 @pytest.fixture(scope="module")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
     folder = tmp_path_factory.mktemp("scripted")
-    tiny = tiny_model.write(folder / "tiny", max_positions=1024)
-    engines = [ScriptedEngine(tiny, some_good_some_bad, max_model_len=1024) for _ in range(2)]
+    tiny = tiny_model.write(folder / "tiny", max_positions=3000)
+    engines = [ScriptedEngine(tiny, some_good_some_bad, max_model_len=3000) for _ in range(2)]
     with (
         scripted_engine.running(engines[0]) as bulk,
         scripted_engine.running(engines[1]) as chat,
@@ -115,11 +107,30 @@ def test_two_iterations_each_on_the_others_model_and_on_fresh_prompts(scripted: 
     assert model is not None
     assert model["parent_id"] == first["result_model"]
     assert set(model["lineage"]["versions"]) >= {"vllm", "trl", "torch"}
+    assert model["lineage"]["training"]["dtype"] != "auto"
+    assert model["lineage"]["dataset"]["source"] == "inline"
     used = scripted.platform.sql(
         "SELECT count(*), count(DISTINCT prompt_id) FROM completions c"
         " JOIN prompts p ON p.id = c.prompt_id WHERE p.split = 'train'"
     )
     assert used == [(2 * 48, 24)]
+
+
+def test_a_direct_baseline_runs_beside_and_is_compared(scripted: Scripted) -> None:
+    [thinking] = scripted.run(baseline=True)
+    [direct] = scripted.platform.ended(thinking["baseline_run_id"])
+    for iteration in (thinking, direct):
+        assert iteration["status"] == "succeeded", iteration["error"]
+        report = iteration["report"]
+        assert report["validation"]["win_rate"]["seed"]["length_controlled"]["n"] == 6
+        assert len(report["length_control"]["sweep"]) == 6
+    assert not direct["report"]["promoted"]
+    assert direct["report"]["outputs"]["training"]["thought_tokens"]["mean"] == 0
+    run = httpx2.get(f"{scripted.url}/runs/{thinking['run_id']}/report").json()
+    assert run["baseline"]["run_id"] == direct["run_id"]
+    [versus] = run["thinking_vs_direct"]
+    assert (versus["number"], versus["difference"]["n"]) == (1, 6)
+    assert httpx2.get(f"{scripted.url}/runs/{direct['run_id']}/report.html").status_code == 200
 
 
 def test_pairs_show_thoughts_to_nobody_without_the_key(scripted: Scripted) -> None:
@@ -155,7 +166,7 @@ def test_no_pair_left_fails_with_the_counts(
     assert iteration["status"] == "failed"
     error = iteration["error"]
     assert error["stage"] == "pair"
-    assert "none of the 12 prompts gave a pair (tie 12)" in error["message"]
+    assert "none of the 12 prompts gave a pair (same_output 12)" in error["message"]
 
 
 def test_a_run_ends_with_the_iteration_that_fails(
@@ -169,28 +180,84 @@ def test_a_run_ends_with_the_iteration_that_fails(
 
 
 def test_a_prompt_longer_than_the_context_is_named(scripted: Scripted) -> None:
-    long = {"text": "x" * 2000, "checks": [{"kind": "words", "at_most": 3}]}
-    [iteration] = scripted.run(prompts=[*(prompt(n) for n in range(11)), long])
-    assert iteration["status"] == "failed"
-    assert iteration["error"]["stage"] == "generate"
-    assert re.search(r"prompt \d+ has 2\d{3} tokens", iteration["error"]["message"])
+    long = {"text": "x" * 4000, "checks": [{"kind": "words", "at_most": 3}]}
+    # The fourth is drawn at another place: prompts are shuffled.
+    prompts = [*(prompt(n) for n in range(3)), long, *(prompt(n) for n in range(3, 11))]
+    [iteration] = scripted.run(prompts=prompts)
+    error = iteration["error"]
+    assert (iteration["status"], error["stage"], error["param"]) == (
+        "failed",
+        "generate",
+        "dataset",
+    )
+    assert re.match(r"prompt 4 of the dataset \(train\) has 4\d{3} tokens", error["message"])
     unfinished = "SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')"
     assert scripted.platform.sql(unfinished) == [(0,)], "its other jobs go on for nobody"
 
 
-def test_what_trl_refuses_is_said_in_its_words(scripted: Scripted) -> None:
+def test_budgets_beyond_the_context_are_named(scripted: Scripted) -> None:
+    budgets = {"samples": 4, "max_thought_tokens": 3000, "max_response_tokens": 60}
+    [iteration] = scripted.run(sampling=budgets)
+    error = iteration["error"]
+    assert (iteration["status"], error["param"]) == ("failed", "sampling.max_thought_tokens")
+    assert "3000 tokens of thought and 60 of response" in error["message"]
+
+
+def test_a_chat_model_judges_responses_and_models(
+    scripted: Scripted, script: Callable[[Script], None]
+) -> None:
+    script(prefers_short)
+    judge = {"kind": "pairwise", "model": "seed", "share": 0.5, "max_tokens": 256}
+    [iteration] = scripted.run(judge=judge)
+    assert iteration["status"] == "succeeded", iteration["error"]
+    validation = iteration["report"]["validation"]
+    # Against itself a response has a half, and none where it does not parse.
+    assert 0 < validation["seed_score"] <= 0.5
+    assert 0 <= validation["score"] <= 1
+    pairs = scripted.platform.sql(
+        "SELECT c.response_tokens, r.response_tokens FROM pairs p"
+        " JOIN completions c ON c.id = p.chosen_id JOIN completions r ON r.id = p.rejected_id"
+        f" WHERE p.iteration_id = '{iteration['id']}' AND r.response_start IS NOT NULL"
+    )
+    assert pairs
+    assert all(chosen < rejected for chosen, rejected in pairs)
+    [[result]] = scripted.platform.sql(
+        "SELECT result FROM jobs WHERE kind = 'judge' AND step = 'judge'"
+        f" AND iteration_id = '{iteration['id']}'"
+    )
+    assert result["calls"] == sum(n for kind, n in result.items() if kind.startswith("verdict_"))
+    assert result["versions"]["judge"] == "pairwise/1"
+
+
+def test_what_trl_refuses_is_said_and_mended_without_sampling_again(scripted: Scripted) -> None:
     training = {"batch_size": 4, "micro_batch_size": 2, "extra": {"no_such_option": 1}}
     [iteration] = scripted.run(training=training)
     assert iteration["status"] == "failed"
     assert iteration["error"]["stage"] == "train"
-    assert "no_such_option" in iteration["error"]["message"]
+    for words in ("no_such_option", "/resume"):
+        assert words in iteration["error"]["message"]
+    url = f"{scripted.url}/iterations/{iteration['id']}"
+    count = "SELECT count(*) FROM completions"
+    [[before]] = scripted.platform.sql(count)
+    change = {"training": training | {"extra": {"weight_decay": 0.25}}}
+    assert httpx2.post(f"{url}/resume", json=change).status_code == 202
+    [iteration] = scripted.platform.ended(iteration["run_id"])
+    assert iteration["status"] == "succeeded", iteration["error"]
+    [[after]] = scripted.platform.sql(count)
+    assert after - before == 6, "more than the checkpoint was sampled"
+    model = scripted.client.model(iteration["result_model"])
+    assert model is not None
+    for trained in (model["lineage"]["training"], model["lineage"]["config"]["training"]):
+        assert trained["extra"] == {"weight_decay": 0.25}
+    late = httpx2.post(f"{url}/resume", json=change)
+    assert late.status_code == 409
 
 
 def test_an_engine_that_fails_for_a_while_costs_nothing_but_time(scripted: Scripted) -> None:
     scripted.engine.status = 503
     run_id = scripted.start()
     seen = len(scripted.engine.requests)
-    until(lambda: len(scripted.engine.requests) > seen + 4, "requests fail")
+    until(lambda: len(scripted.engine.requests) > seen + 1, "requests fail")
     scripted.engine.status = 200
     [iteration] = scripted.platform.ended(run_id)
     assert iteration["status"] == "succeeded", iteration["error"]
@@ -214,3 +281,27 @@ def test_a_killed_worker_loses_and_doubles_nothing(scripted: Scripted) -> None:
         " GROUP BY j.id ORDER BY j.created_at DESC, 1 DESC"
     )
     assert all(count == distinct for count, distinct in rows)
+
+
+def test_pruning_leaves_what_the_model_was_made_from(scripted: Scripted) -> None:
+    [iteration] = scripted.run(training={"batch_size": 4, "micro_batch_size": 2, "epochs": 2})
+    assert iteration["status"] == "succeeded", iteration["error"]
+    url = f"{scripted.url}/iterations/{iteration['id']}"
+    pairs = httpx2.get(f"{url}/pairs").json()
+    job = f"SELECT status, result FROM jobs WHERE kind = 'prune' AND iteration_id = '{url[-36:]}'"
+
+    found = scripted.client.prune(0, dry_run=True)
+    assert scripted.client.prune(0, dry_run=False) == found | {"dry_run": False}
+    until(lambda: scripted.platform.sql(job), "the loop sends it")
+    until(lambda: scripted.platform.sql(job)[0][0] == "succeeded", "it is pruned")
+
+    [(_, deleted)] = scripted.platform.sql(job)
+    assert deleted["checkpoints"] == 1
+    assert deleted["completions"] == 48 - 2 * iteration["report"]["pairs"]["kept"] + 3 * 6
+    assert deleted["bytes"] >= found["bytes"] / found["checkpoints"] > 0
+    assert httpx2.get(f"{url}/pairs").json() == pairs
+    model = scripted.client.model(iteration["result_model"])
+    assert model is not None
+    assert model["status"] == "ready"
+    [again] = scripted.run(base_model=model["ref"], prompts=[prompt(n) for n in range(200, 224)])
+    assert again["status"] == "succeeded", again["error"]

@@ -16,16 +16,12 @@ _NOT_VOCABULARY = {"padding", "truncation"}
 """Left in tokenizer.json by whoever used it last; an engine sets its own."""
 
 
-def same_architecture(one: Path, other: Path) -> bool:
-    """Whether the weights of `other` fit an engine that was started with `one`.
+def architecture(folder: Path) -> list[Any]:
+    """Equal where the weights of one folder fit an engine that was started with the other.
 
     Swapping exchanges tensors only, so all else must be equal: the model's shape, its tokenizer,
     chat template and end tokens.
     """
-    return _description(one) == _description(other)
-
-
-def _description(folder: Path) -> list[Any]:
     tokenizer = _read(folder / "tokenizer.json")
     template = folder / "chat_template.jinja"
     return [

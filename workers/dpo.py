@@ -106,6 +106,12 @@ def computes_in_bfloat16(settings: Training) -> bool:
     return settings.dtype == "bfloat16"
 
 
+def micro_batch_size(settings: Training) -> int:
+    """The largest one allowed that makes up a step exactly."""
+    allowed = range(1, min(settings.micro_batch_size, settings.batch_size) + 1)
+    return max(n for n in allowed if settings.batch_size % n == 0)
+
+
 def dpo_config(settings: Training, out: Path) -> DPOConfig:
     """`settings` for TRL. Raises `TrainError` naming the key that TRL refuses."""
     _check_extra(settings.extra)
@@ -118,12 +124,7 @@ def dpo_config(settings: Training, out: Path) -> DPOConfig:
 def _fields(settings: Training, out: Path) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     irpo = settings.loss == "irpo"
-    # The largest micro-batch allowed that makes up a step exactly.
-    micro = max(
-        n
-        for n in range(1, min(settings.micro_batch_size, settings.batch_size) + 1)
-        if settings.batch_size % n == 0
-    )
+    micro = micro_batch_size(settings)
     return {
         "output_dir": str(out),
         "beta": settings.beta,

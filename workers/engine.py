@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shared.settings import get_settings
 from workers import engine_process
-from workers.architecture import same_architecture
+from workers.architecture import architecture
 from workers.engine_admin import (
     MODEL_NAME,
     EngineAdmin,
@@ -36,6 +36,8 @@ TRAINED_TOLERANCE = 0.15
 """Largest mean difference to the trainer's probe, in nats: float32 there, bf16 and other kernels
 here. Measured on SmolLM2-135M: 0.03; weights of another model are off by more than 1."""
 POLL_SECONDS = 0.25
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = ("0.0.0.0", "::")
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,19 @@ class ModelWeights:
 class Engine:
     """Owns a server process, or uses one at an address it does not own. Thread-safe."""
 
-    def __init__(self, port: int, log_name: str, url: str = "") -> None:
+    def __init__(self, port: int, log_name: str, url: str = "", host: str = LOOPBACK) -> None:
         self._owned = not url
-        self.url = url or f"http://127.0.0.1:{port}"
-        self._port = port
+        self.url = url or f"http://{LOOPBACK if host in EVERYWHERE else host}:{port}"
+        self._host, self._port = host, port
         self._log_name = log_name
         self._admin = EngineAdmin(self.url)
         self._lock = threading.RLock()
         self._process: ServerProcess | None = None
         self._serving: ModelWeights | None = None
+        self._architecture: object = None
         self._probes: dict[str, list[float]] = {}
+        self._max_num_seqs = get_settings().max_num_seqs
+        self._was_short_of_memory = False
         self.starts = 0
         """How often a server was started; a swap leaves it as it is."""
 
@@ -71,7 +76,8 @@ class Engine:
     @classmethod
     def for_inference(cls) -> "Engine":
         s = get_settings()
-        return cls(s.inference_engine_port, "engine-inference", s.inference_engine_url)
+        port, host = s.inference_engine_port, s.inference_engine_host
+        return cls(port, "engine-inference", s.inference_engine_url, host)
 
     @property
     def serving(self) -> ModelWeights | None:
@@ -118,7 +124,18 @@ class Engine:
                         raise
                     log.error("swap failed, starting the engine anew: %s", error)
                     self._start_anew(model)
-            self._serving = model
+            if self._serving != model:
+                # Read now: a checkpoint's folder may have been pruned when the next one comes.
+                self._serving, self._architecture = model, architecture(model.path)
+
+    def ran_out_of_memory(self) -> bool:
+        """Whether its server died so. The next one will decode half as many sequences at once."""
+        process = self._process
+        return self._was_short_of_memory or (process is not None and process.ran_out_of_memory())
+
+    def last_lines(self) -> str:
+        """Of its server's log; empty where the server is not ours."""
+        return self._process.last_lines() if self._process is not None else ""
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
@@ -147,6 +164,7 @@ class Engine:
         """End the server with everything it started; also from beside an `ensure`, which fails."""
         process, self._process, self._serving = self._process, None, None
         if process is not None:
+            self._was_short_of_memory |= process.ran_out_of_memory()
             process.stop()
 
     def close(self) -> None:
@@ -165,14 +183,18 @@ class Engine:
         return True
 
     def _fits(self, model: ModelWeights) -> bool:
-        return self._serving is not None and same_architecture(self._serving.path, model.path)
+        return self._serving is not None and self._architecture == architecture(model.path)
 
     def _start_anew(self, model: ModelWeights) -> None:
         self.stop()
-        settings = get_settings()
+        if self._was_short_of_memory:
+            self._max_num_seqs = max(1, self._max_num_seqs // 2)
+            self._was_short_of_memory = False
+            log.warning("out of memory: from now on %d sequences at once", self._max_num_seqs)
+        settings = get_settings().model_copy(update={"max_num_seqs": self._max_num_seqs})
         started = time.monotonic()
         process = self._process = ServerProcess(
-            engine_process.command(settings, model.path, self._port, MODEL_NAME),
+            engine_process.command(settings, model.path, self._host, self._port, MODEL_NAME),
             engine_process.environment(),
             engine_process.log_file(settings, self._log_name),
         )
@@ -180,9 +202,10 @@ class Engine:
         self._wait_ready(process, started + settings.engine_start_timeout_s)
         try:
             self._verify(model, before=None)
+            self._admin.label(model.sha256)
         except EngineError as error:
             self.stop()
-            message = f"{error}; the engine's last lines:\n{process.last_lines()}"
+            message = f"{error}\nThe engine's last lines:\n{process.last_lines()}"
             raise EngineError(message) from error
         log.info("engine started", extra={"seconds": round(time.monotonic() - started, 1)})
 
@@ -193,7 +216,7 @@ class Engine:
             if code is not None or time.monotonic() > deadline:
                 how = "did not become ready in time" if code is None else f"exited with {code}"
                 self.stop()
-                raise EngineStartError(f"the engine {how}; its last lines:\n{process.last_lines()}")
+                raise EngineStartError(f"the engine {how}\nIts last lines:\n{process.last_lines()}")
             if self._admin.healthy():
                 return self._admin.canary()
             time.sleep(POLL_SECONDS)

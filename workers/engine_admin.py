@@ -88,14 +88,20 @@ class EngineAdmin:
         """
         self._pause()
         try:
+            # Until the new ones are whole; chat may ask.
+            self.label("")
             reload = {"method": "reload_weights", "kwargs": {"weights_path": weights_path}}
             self._post("/collective_rpc", reload, timeout=SWAP_SECONDS)
             # What was computed with the old weights must not be continued with the new ones.
             if not self._post("/reset_prefix_cache").get("success", True):
                 raise SwapError(f"{self.url}: the prefix cache could not be emptied")
-            self._post("/update_weight_version", {"new_version": label})
+            self.label(label)
         finally:
             self._post("/resume")
+
+    def label(self, version: str) -> None:
+        """Say which weights it has; chat asks for it while it cannot ask the database."""
+        self._post("/update_weight_version", {"new_version": version})
 
     def _pause(self) -> None:
         try:

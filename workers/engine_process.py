@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from shared.settings import Settings
+from workers.exhausted import oom_kills, tells_of_no_memory
 
 STOP_SECONDS = 10.0
 TAIL_LINES = 20
@@ -36,6 +37,7 @@ class ServerProcess:
         self._log_file = log_file
         self._process: subprocess.Popen[bytes] | None = None
         self._spawned = threading.Event()
+        self._kills_before = oom_kills()
         # The death signal belongs to the thread that starts the child, so one waits with it.
         threading.Thread(target=self._run, name="engine-process", daemon=True).start()
         self._spawned.wait()
@@ -77,16 +79,25 @@ class ServerProcess:
             os.killpg(self._process.pid, number)
 
     def last_lines(self) -> str:
-        lines = self._log_file.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-TAIL_LINES:])
+        return "\n".join(self._log().splitlines()[-TAIL_LINES:])
+
+    def ran_out_of_memory(self) -> bool:
+        """Whether it, or a process that it started, ended for want of memory."""
+        if tells_of_no_memory(self._log()):
+            return True
+        # The kernel counts for the whole machine: a server that runs was not meant.
+        return self.exit_code is not None and oom_kills() > self._kills_before
+
+    def _log(self) -> str:
+        return self._log_file.read_text(errors="replace")
 
 
-def command(settings: Settings, model: Path, port: int, served_name: str) -> list[str]:
+def command(settings: Settings, model: Path, host: str, port: int, served_name: str) -> list[str]:
     return [
         sys.executable, "-W", "ignore::DeprecationWarning",
         *("-m", "vllm.entrypoints.openai.api_server"),
         *("--served-model-name", served_name),
-        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--host", host, "--port", str(port)),
         "--no-enable-log-requests", "--disable-uvicorn-access-log",
         *("--uvicorn-log-level", "warning"),
         *engine_flags(settings, model),
@@ -139,7 +150,8 @@ def environment() -> dict[str, str]:
         if (os.cpu_count() or 1) <= FEW_CORES:
             # It would keep one for its scheduler, which is half of a machine with two.
             defaults["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
-    # Dev mode opens the routes that swap and sleep; the server listens on loopback only.
+    # Dev mode opens the routes that swap and sleep; who may reach them is up to the address that
+    # the server listens on, loopback by default.
     return {**defaults, **os.environ, "VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1"}
 
 

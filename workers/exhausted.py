@@ -8,6 +8,9 @@ from pathlib import Path
 OUT_OF_MEMORY = 72
 DISK_FULL = 73
 """Exit statuses of a process that ended so: a full disk takes no error file."""
+TORCHS = "OutOfMemoryError"
+WORDS = ("can't allocate memory", "not enough memory")
+"""How torch says on a CPU that there is no memory left."""
 
 
 def exit_status(error: BaseException) -> int | None:
@@ -21,9 +24,8 @@ def exit_status(error: BaseException) -> int | None:
         if (
             isinstance(cause, MemoryError)
             or no_memory
-            or type(cause).__name__ == "OutOfMemoryError"  # torch's, which few stages import
-            or "can't allocate memory" in text
-            or "not enough memory" in text
+            or type(cause).__name__ == TORCHS  # few stages import torch
+            or any(words in text for words in WORDS)
         ):
             return OUT_OF_MEMORY
     return None
@@ -33,6 +35,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def tells_of_no_memory(log: str) -> bool:
+    """Whether a process that wrote this ended for want of memory."""
+    return any(words in log for words in (TORCHS, *WORDS))
 
 
 def disk_full_message(folder: Path) -> str:

@@ -26,7 +26,7 @@ from shared.jobs import Claim, LeaseLost
 from shared.models import Completion, Json, Model
 from shared.schemas import Sampling
 from shared.settings import get_settings
-from workers.leases import Leases, StageError, leases
+from workers.leases import Leases, StageError, bound, leases
 from workers.prompts import ShardPrompt, load_prompts
 from workers.stage import arguments, start
 from workers.token_split import TokenSplitter
@@ -61,19 +61,22 @@ class Generation:
         self._target = 2 * get_settings().max_num_seqs
         self._under_way = 0
         self._freed = asyncio.Event()
-        self._engine_failed = False
+        self._engine_error: EngineError | None = None
         self._versions: dict[str, str] = {}
         self._max_len = 0
 
     async def run(self) -> None:
+        """Until no shard can be taken. Raises `EngineError`, and leaves shards, when the engine
+        has failed."""
         self._versions = {"vllm": await self._client.version()}
         self._max_len = await self._client.max_model_len()
+        self._check_budgets()
         tasks: set[asyncio.Task[None]] = set()
         more = True
-        while (more and not self._engine_failed) or tasks:
-            while more and not self._engine_failed and self._under_way < self._target:
+        while more or tasks:
+            while more and self._under_way < self._target:
                 claim = await self._claim(tasks)
-                more = claim is not None
+                more = claim is not None and self._engine_error is None
             self._freed.clear()
             if tasks:
                 freed = asyncio.create_task(self._freed.wait())
@@ -82,6 +85,9 @@ class Generation:
                 for task in done & tasks:
                     tasks.discard(task)
                     task.result()
+            more = more and self._engine_error is None
+        if self._engine_error is not None:
+            raise self._engine_error
 
     async def _claim(self, tasks: set[asyncio.Task[None]]) -> Claim | None:
         loop, task = asyncio.get_running_loop(), None
@@ -95,7 +101,8 @@ class Generation:
             with transaction() as session:
                 prompts = load_prompts(session, claim.payload)
             self._under_way += len(prompts) * self._sampling.samples
-            task = asyncio.create_task(self._shard(claim, prompts))
+            with bound(claim):  # the task keeps what is bound when it is made
+                task = asyncio.create_task(self._shard(claim, prompts))
             tasks.add(task)
         return claim
 
@@ -119,14 +126,15 @@ class Generation:
             result = _result(len(prompts), rows) | {"versions": self._versions}
             await asyncio.to_thread(self._held.finish, claim, result, _insert(rows))
         except (LeaseLost, asyncio.CancelledError):
-            log.warning("dropped a shard whose lease was lost", extra={"shard": claim.index})
+            log.warning("dropped a shard whose lease was lost")
+        except EngineRefused as error:
+            await asyncio.to_thread(
+                self._held.fail, claim, StageError(error.message, code=error.code)
+            )
         except EngineError as error:
-            refused = isinstance(error, EngineRefused)
-            # Other shards would fail alike, each with an attempt less. The worker looks after its
-            # engine before it runs this stage again.
-            self._engine_failed |= not refused
-            failed = StageError(error.message, code=error.code, retry=not refused)
-            await asyncio.to_thread(self._held.fail, claim, failed)
+            # Other shards would fail alike. The worker gives back what this process holds, and
+            # looks after its engine before it runs this stage again.
+            self._engine_error = error
         except StageError as error:
             await asyncio.to_thread(self._held.fail, claim, error)
 
@@ -147,16 +155,31 @@ class Generation:
             self._under_way -= self._sampling.samples
             self._freed.set()
 
+    def _check_budgets(self) -> None:
+        thought, response = self._budgets()
+        if thought + response >= self._max_len:
+            more = "max_thought_tokens" if thought > response else "max_response_tokens"
+            raise StageError(
+                f"up to {thought} tokens of thought and {response} of response leave no room for "
+                f"a prompt in the model's context of {self._max_len}",
+                code="context_length_exceeded",
+                param=f"sampling.{more}",
+            )
+
     def _check_length(self, prompt: ShardPrompt, tokens: int) -> None:
-        s = self._sampling
-        budget = s.max_response_tokens + (s.max_thought_tokens if self._format.thinks else 0)
+        budget = sum(self._budgets())
         if tokens + budget > self._max_len:
             raise StageError(
-                f"prompt {prompt.index + 1} has {tokens} tokens; with up to {budget} for the "
-                f"output that exceeds the model's context of {self._max_len}",
+                f"{prompt.place} has {tokens} tokens; with up to {budget} for the output that "
+                f"exceeds the model's context of {self._max_len}",
                 code="context_length_exceeded",
-                param=f"prompts.{prompt.index}",
+                param="dataset" if prompt.prompt_id else f"prompts.{prompt.index}",
             )
+
+    def _budgets(self) -> tuple[int, int]:
+        """Most tokens of a thought and of a response."""
+        thought = self._sampling.max_thought_tokens if self._format.thinks else 0
+        return thought, self._sampling.max_response_tokens
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from shared import log, model_store
 from shared.db import notify, transaction
 from shared.models import Serving
+from shared.settings import get_settings
 from workers.engine import Engine, EngineError, ModelWeights
 
 logger = logging.getLogger(__name__)
@@ -40,16 +41,21 @@ MAX_RETRY_SECONDS = 120.0
 class Inference:
     def __init__(self, engine: Engine, stop: threading.Event) -> None:
         self._engine = engine
+        self._url = get_settings().inference_advertised_url or engine.url
         self._stop = stop
         self._checked_at = 0.0
+        self._failed: str | None = None
+        """Id of the model that could not be served last time, so many times in a row."""
         self._failures = 0
         self._retry_at = 0.0
 
     def look(self) -> None:
         """Serve what is promoted; check that the engine works."""
         wanted = promoted()
-        if wanted is None or time.monotonic() < self._retry_at:
+        if wanted is None:
             return
+        if wanted.id == self._failed and time.monotonic() < self._retry_at:
+            return  # another model need not wait for the end of this one's
         serving = self._engine.serving
         if serving is None or serving.id != wanted.id:
             self._serve(wanted)
@@ -85,11 +91,13 @@ class Inference:
             if self._stop.is_set():
                 return
             logger.error("cannot serve %s: %s", model.id, error)
-            delay = min(RETRY_SECONDS * 2**self._failures, MAX_RETRY_SECONDS)
-            self._failures, self._retry_at = self._failures + 1, time.monotonic() + delay
+            before = self._failures if model.id == self._failed else 0
+            delay = min(RETRY_SECONDS * 2**before, MAX_RETRY_SECONDS)
+            self._failed, self._failures = model.id, before + 1
+            self._retry_at = time.monotonic() + delay
             self._record(None, "failed", str(error).splitlines()[0])
             return
-        self._failures, self._checked_at = 0, time.monotonic()
+        self._failed, self._checked_at = None, time.monotonic()
         self._record(model, "ready")
         logger.info("serving", extra={"model": model.id})
 
@@ -110,7 +118,7 @@ class Inference:
             "updated_at": func.clock_timestamp(),
         }
         with transaction() as session:
-            row = insert(Serving).values(engine_url=self._engine.url, **values)
+            row = insert(Serving).values(engine_url=self._url, **values)
             session.execute(
                 row.on_conflict_do_update(index_elements=[Serving.engine_url], set_=values)
             )
@@ -118,7 +126,7 @@ class Inference:
 
     def leave(self) -> None:
         with suppress(DBAPIError), transaction() as session:
-            session.execute(delete(Serving).where(Serving.engine_url == self._engine.url))
+            session.execute(delete(Serving).where(Serving.engine_url == self._url))
 
 
 def promoted() -> ModelWeights | None:

@@ -6,12 +6,13 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from shared import jobs
+from shared import log as logs
 from shared.db import patiently, transaction
 from shared.jobs import Claim, LeaseLost
 from shared.models import Json
@@ -39,6 +40,11 @@ class StageError(Exception):
 def new_worker_name() -> str:
     """Unique for each process that claims, so that what it held can be told from others'."""
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def bound(claim: Claim) -> AbstractContextManager[None]:
+    """Log lines inside say for which shard and attempt they are."""
+    return logs.bind(shard=claim.index, attempt=claim.attempt)
 
 
 class Leases:
@@ -101,6 +107,8 @@ class Leases:
     def fail(self, claim: Claim, error: StageError) -> None:
         """Record a failure; a shard that is no longer ours is another's to judge."""
         self._forget(claim)
+        # Its code alone: a message may quote a prompt.
+        log.warning("shard failed", extra={"code": error.error["code"], "retry": error.retry})
         with suppress(LeaseLost), transaction() as session:
             jobs.fail(
                 session,
@@ -137,7 +145,8 @@ class Leases:
                     session, claim, lease_seconds=self._settings.lease_seconds, progress=progress
                 )
         except LeaseLost:
-            log.warning("lease lost", extra={"shard": claim.index, "attempt": claim.attempt})
+            with bound(claim):
+                log.warning("lease lost")
             self._forget(claim)
             on_lost()
         except DBAPIError as error:

@@ -3,10 +3,15 @@
 Tokenized here and not by TRL, which renders prompt and answer through the chat template together:
 that adds an end of turn to an output cut by a token limit, and whatever else a template puts
 behind an answer. Trained on is what was sampled: the rendered prompt, the output, and the end of
-turn only where the model wrote it.
+turn only where the model wrote it. A pair that would train on anything else is dropped and
+counted, with its reason; nothing of a pair is ever cut.
 """
 
-from collections.abc import Iterable, Iterator
+import enum
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,8 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from jinja2 import TemplateError
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+log = logging.getLogger("workers.train")
 
 FEATURES = Features(
     {
@@ -33,6 +40,17 @@ class TrainError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+
+
+class Drop(enum.StrEnum):
+    """Why a pair is not trained on."""
+
+    too_long = "too_long"
+    """Prompt and output are longer than `max_length`."""
+    not_as_sampled = "not_as_sampled"
+    """Its tokens do not decode to its text, as where a tokenizer normalizes Unicode."""
+    nothing_to_learn = "nothing_to_learn"
+    """Chosen and rejected are the same tokens, or one has none."""
 
 
 class PairRow(BaseModel):
@@ -121,16 +139,13 @@ def read_pairs(path: Path) -> Iterator[PairRow]:
 
 
 def tokenize_pair(
-    tokens: ChatTokens, pair: PairRow, index: int, max_length: int
-) -> dict[str, list[int] | int]:
-    """Token ids of a pair, checked. `index` is its place in the file, from 0.
-
-    Raises `TrainError` for a pair that would train on other text than was sampled, on nothing,
-    or on more than `max_length` tokens.
-    """
+    tokens: ChatTokens, pair: PairRow, max_length: int
+) -> dict[str, list[int] | int] | Drop:
+    """Token ids of a pair, or why it would train on other text than was sampled, on nothing, or
+    on more than `max_length` tokens."""
     rendered, prompt_ids = tokens.prompt(pair.prompt)
     if not tokens.returns(rendered, prompt_ids):
-        raise TrainError(f"pair {index}: the tokens of its prompt do not decode to it", "pairs")
+        return Drop.not_as_sampled
     sides: dict[str, list[int]] = {}
     for side, text, truncated in (
         ("chosen", pair.chosen, pair.chosen_truncated),
@@ -138,29 +153,26 @@ def tokenize_pair(
     ):
         ids = tokens.output(rendered, prompt_ids, text)
         if ids is None:
-            raise TrainError(f"pair {index}: the tokens of {side} do not decode to it", "pairs")
-        ids = ids if truncated else [*ids, tokens.end_of_turn]
-        if not ids:
-            raise TrainError(f"pair {index}: {side} has no tokens", "pairs")
-        if len(prompt_ids) + len(ids) > max_length:
-            raise TrainError(
-                f"pair {index}: {len(prompt_ids)} tokens of prompt and {len(ids)} of {side} are "
-                f"more than max_length {max_length}; nothing is cut silently",
-                "training.max_length",
-            )
-        sides[side] = ids
-    if sides["chosen"] == sides["rejected"]:
-        raise TrainError(f"pair {index}: chosen and rejected are the same tokens", "pairs")
+            return Drop.not_as_sampled
+        sides[side] = ids if truncated else [*ids, tokens.end_of_turn]
+    if not all(sides.values()) or sides["chosen"] == sides["rejected"]:
+        return Drop.nothing_to_learn
+    length = len(prompt_ids) + max(map(len, sides.values()))
+    if length > max_length:
+        return Drop.too_long
     return {
         "prompt_ids": prompt_ids,
         "chosen_ids": sides["chosen"],
         "rejected_ids": sides["rejected"],
-        "length": len(prompt_ids) + max(map(len, sides.values())),
+        "length": length,
     }
 
 
 def tokenize_pairs(pairs: Path, tokens: ChatTokens, max_length: int, out: Path) -> Dataset:
-    """All pairs of a file, checked and stored at `out`, the longest first.
+    """The pairs of a file that can be trained on, stored at `out`, the longest first.
+
+    Raises `TrainError` where none is left. How many there are, and how many were dropped for which
+    reason, is in `counts_of(out)`.
 
     Neither text nor tokens are held in memory at once. A training that does not fit the device's
     memory fails on the longest pairs, at its start. An `out` that is there is read, not written
@@ -168,16 +180,46 @@ def tokenize_pairs(pairs: Path, tokens: ChatTokens, max_length: int, out: Path) 
     """
     if not out.exists():
         aside = out.with_suffix(".unsorted")
+        dropped: Counter[Drop] = Counter()
         with ArrowWriter(path=str(aside), features=FEATURES) as writer:
             for index, pair in enumerate(read_pairs(pairs)):
-                writer.write(tokenize_pair(tokens, pair, index, max_length))
+                row = tokenize_pair(tokens, pair, max_length)
+                if isinstance(row, Drop):
+                    log.warning("pair %d is left out: %s", index, row)
+                    dropped[row] += 1
+                else:
+                    writer.write(row)
             count, _ = writer.finalize()
         if count == 0:
-            raise TrainError("there is no pair to train on", "pairs")
+            raise _none_left(dropped, max_length)
         unsorted = Dataset.from_file(str(aside))
         lengths = unsorted["length"][:]
         by_length = unsorted.select(sorted(range(count), key=lambda pair: -lengths[pair]))
         by_length.flatten_indices(cache_file_name=str(out.with_suffix(".part")))
+        counts = {"pairs": count, "pairs_dropped": dropped}
+        _counts_file(out).write_text(json.dumps(counts))
         out.with_suffix(".part").replace(out)
         aside.unlink()
     return Dataset.from_file(str(out))
+
+
+def counts_of(out: Path) -> dict[str, Any]:
+    """Of the pairs stored at `out`: `pairs`, and by reason `pairs_dropped`."""
+    counts: dict[str, Any] = json.loads(_counts_file(out).read_text())
+    return counts
+
+
+def _counts_file(out: Path) -> Path:
+    return out.with_suffix(".json")
+
+
+def _none_left(dropped: Mapping[Drop, int], max_length: int) -> TrainError:
+    if not dropped:
+        return TrainError("there is no pair to train on", "pairs")
+    reasons = ", ".join(f"{reason} {n}" for reason, n in dropped.items())
+    only_length = set(dropped) == {Drop.too_long}
+    return TrainError(
+        f"none of the {sum(dropped.values())} pairs can be trained on ({reasons}); too long is "
+        f"what has more than {max_length} tokens, for nothing is cut",
+        "training.max_length" if only_length else "pairs",
+    )

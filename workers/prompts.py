@@ -15,6 +15,8 @@ class ShardPrompt:
     """`index` is the prompt's position in its job; `text` the user's own instruction."""
 
     index: int
+    place: str
+    """Where its user finds it, from 1: the job's order is no one's but ours."""
     prompt_id: int | None
     text: str
     checks: Sequence[Json]
@@ -24,9 +26,16 @@ def load_prompts(session: Session, payload: dict[str, Any]) -> list[ShardPrompt]
     start = payload["start"]
     if "prompts" in payload:
         return [
-            ShardPrompt(start + i, None, p["text"], p["checks"])
+            ShardPrompt(start + i, f"prompt {start + i + 1}", None, p["text"], p["checks"])
             for i, p in enumerate(payload["prompts"])
         ]
     ids = payload["prompt_ids"]
     rows = {p.id: p for p in session.scalars(select(Prompt).where(Prompt.id.in_(ids)))}
-    return [ShardPrompt(start + i, p, rows[p].text, rows[p].checks) for i, p in enumerate(ids)]
+    return [
+        ShardPrompt(start + i, _place(row), row.id, row.text, row.checks)
+        for i, row in enumerate(rows[id_] for id_ in ids)
+    ]
+
+
+def _place(row: Prompt) -> str:
+    return f"prompt {row.position + 1} of the dataset ({row.split})"

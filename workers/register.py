@@ -11,37 +11,42 @@ from sqlalchemy.orm import Session
 
 from shared import jobs
 from shared.db import transaction
+from shared.jobs import Claim
 from shared.models import Model
 from shared.settings import get_settings
-from workers.leases import StageError, leases
+from workers.leases import Leases, StageError, bound, leases
 from workers.stage import arguments, start
-from workers.unpack import UnpackError, unpack
+from workers.unpack import UnpackError, origin, unpack
 from workers.weights import weights_sha256
 
 
 def main(job_id: uuid.UUID, worker: str) -> None:
     with leases(job_id, worker) as held:
         claim = held.claim(on_lost=lambda: None)
-        if claim is None:
-            return
-        with transaction() as session:
-            params = jobs.get(session, job_id).params
-        try:
-            folder = unpack(params["source"], get_settings().model_store / "base")
-        except UnpackError as error:
-            held.fail(claim, StageError(str(error), code="model_unusable", param="source"))
-            return
-        digest = weights_sha256(folder)
+        if claim is not None:
+            with bound(claim):
+                _register(held, claim)
 
-        def write(session: Session) -> None:
-            done = session.execute(
-                update(Model)
-                .where(Model.id == uuid.UUID(params["model_id"]))
-                .values(path=str(folder.resolve()), weights_sha256=digest)
-            )
-            assert cast("CursorResult[object]", done).rowcount == 1
 
-        held.finish(claim, {"weights_sha256": digest}, write)
+def _register(held: Leases, claim: Claim) -> None:
+    with transaction() as session:
+        params = jobs.get(session, claim.job_id).params
+    try:
+        folder = unpack(params["source"], get_settings().model_store / "base")
+    except UnpackError as error:
+        held.fail(claim, StageError(str(error), code="model_unusable", param="source"))
+        return
+    digest = weights_sha256(folder)
+
+    def write(session: Session) -> None:
+        done = session.execute(
+            update(Model)
+            .where(Model.id == uuid.UUID(params["model_id"]))
+            .values(path=str(folder.resolve()), weights_sha256=digest, lineage=origin(folder))
+        )
+        assert cast("CursorResult[object]", done).rowcount == 1
+
+    held.finish(claim, {"weights_sha256": digest}, write)
 
 
 if __name__ == "__main__":

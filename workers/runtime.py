@@ -22,11 +22,12 @@ from sqlalchemy.exc import DBAPIError
 
 from shared import jobs, log, recovery
 from shared.db import patiently, transaction
-from shared.models import Job, JobKind, Model
+from shared.judge_specs import Needs, judge_spec
+from shared.models import Job, JobKind, Json, Model
 from shared.settings import get_settings
-from workers.engine import Engine, EngineError, ModelWeights
+from workers.engine import Engine, EngineError, EngineStartError, ModelWeights
 from workers.leases import new_worker_name
-from workers.stage import DATABASE_AWAY, LEASE_LOST
+from workers.stage import DATABASE_AWAY, ENGINE_FAILED, LEASE_LOST
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ STAGES = {
     JobKind.judge: "workers.judge",
     JobKind.train: "workers.train_job",
     JobKind.register: "workers.register",
+    JobKind.prune: "workers.prune",
 }
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 1.0
@@ -53,7 +55,9 @@ class Runtime:
         self._guard = threading.Lock()
         self._stopping = threading.Event()
         self._fruitless: Counter[uuid.UUID] = Counter()
-        """How often a job's stage has died before it took a shard."""
+        """How often a job's engine has failed, or its stage died, before it took a shard."""
+        self._tried_smaller: set[uuid.UUID] = set()
+        """Jobs whose engine has once run out of memory."""
 
     def run(self, kind: JobKind, job_id: uuid.UUID) -> None:
         """Work on a job until nothing of it can be taken. Doubled messages return at once."""
@@ -62,21 +66,32 @@ class Runtime:
                 return
             self._running.add(job_id)
         try:
-            with log.bind(job=str(job_id), kind=kind.value), self._needs(kind, job_id) as extra:
-                if not _ended(job_id):
-                    self._run_stage(kind, job_id, extra)
-        except EngineError as error:
-            logger.error("engine: %s", error)
-            self._fail(job_id, "engine_failed", str(error))
-        except (OSError, ValueError) as error:
-            # Of the model's folder: it is gone, or its files cannot be read.
-            logger.exception("cannot run the job")
-            self._fail(job_id, "worker_failed", f"{type(error).__name__}: {error}")
+            with log.bind(job=str(job_id), kind=kind.value, iteration=_iteration(job_id)):
+                self._work(kind, job_id)
         finally:
             with self._guard:
                 self._running.discard(job_id)
 
+    def _work(self, kind: JobKind, job_id: uuid.UUID) -> None:
+        try:
+            with self._needs(kind, job_id) as extra:
+                if extra is not None and not _ended(job_id):
+                    self._run_stage(kind, job_id, extra)
+        except EngineStartError as error:
+            logger.error("engine: %s", error)
+            if not self._may_try_smaller(job_id):  # else the sweeper sends the job again
+                self._fail(job_id, "engine_failed", str(error))
+        except EngineError as error:
+            logger.error("engine: %s", error)
+            self._in_vain(job_id, "engine_failed", str(error))
+        except (OSError, ValueError) as error:
+            # Of the model's folder: it is gone, or its files cannot be read.
+            logger.exception("cannot run the job")
+            self._fail(job_id, "worker_failed", f"{type(error).__name__}: {error}")
+
     def _fail(self, job_id: uuid.UUID, code: str, message: str) -> None:
+        self._fruitless.pop(job_id, None)
+        self._tried_smaller.discard(job_id)  # a resumed job begins anew
         if self._stopping.is_set():
             return  # the engine was ended under it; another worker takes the job
         with transaction() as session:
@@ -91,19 +106,20 @@ class Runtime:
         self._engine.close()
 
     @contextmanager
-    def _needs(self, kind: JobKind, job_id: uuid.UUID) -> Iterator[list[str]]:
-        """Hold what the stage needs; yields its extra arguments.
+    def _needs(self, kind: JobKind, job_id: uuid.UUID) -> Iterator[list[str] | None]:
+        """Hold what the stage needs; yields its extra arguments, or None when it is not to run.
 
         One stage at a time uses the device. A verifying judge needs none, so it runs beside
-        the generation whose shards it follows.
+        the generation whose shards it follows; nor do registering and pruning.
         """
-        if kind not in (JobKind.generate, JobKind.train):
+        needs = _needs_of(kind, job_id)
+        if needs is Needs.nothing:
             yield []
             return
         with self._device:
-            if self._stopping.is_set() or _ended(job_id):
-                yield []
-            elif kind is JobKind.generate:
+            if self._stopping.is_set() or not _has_work(job_id):
+                yield None  # it comes again when there is a shard to take
+            elif needs is Needs.engine:
                 self._engine.ensure(_weights(job_id))
                 yield ["--engine-url", self._engine.url]
             else:
@@ -121,6 +137,8 @@ class Runtime:
             _kill_group(child.pid)
         if code != 0:
             self._give_back(job_id, name, code)
+        else:
+            self._fruitless.pop(job_id, None)
 
     def _wait(self, child: "subprocess.Popen[bytes]", job_id: uuid.UUID, name: str) -> int:
         """The child's exit code; ends it when its job has ended, when it has let its leases run
@@ -149,24 +167,75 @@ class Runtime:
         One that we have ended costs no attempt. One that dies again and again before it takes a
         shard, which is where attempts are counted, ends its job.
         """
-        how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        message = f"the stage process ended by {how}; see the worker's log"
-        excused = self._stopping.is_set() or code in (LEASE_LOST, DATABASE_AWAY)
-        held = _release(job_id, worker, message, counts=not excused)
+        error = self._error(code)
+        excused = (
+            self._stopping.is_set()
+            or code in (LEASE_LOST, DATABASE_AWAY)
+            or (code == ENGINE_FAILED and self._may_try_smaller(job_id))
+        )
+        held = _release(job_id, worker, error, counts=not excused)
         if held:
-            logger.warning("gave back %d shards: %s", held, message)
+            logger.warning("gave back %d shards: %s", held, error["code"])
             return
         if excused or _ended(job_id):
             return
+        self._in_vain(job_id, error["code"], error["message"])
+
+    def _error(self, code: int) -> Json:
+        """Of a stage that ended with this status."""
+        if code == ENGINE_FAILED:
+            last = self._engine.last_lines()
+            message = "the engine failed" + (f"; its last lines:\n{last}" if last else "")
+            return {"code": "engine_failed", "message": message, "param": None}
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        message = f"the stage process ended by {how}; see the worker's log"
+        return {"code": "stage_died", "message": message, "param": None}
+
+    def _may_try_smaller(self, job_id: uuid.UUID) -> bool:
+        """Once a job, an engine that ran out of memory costs its shards no attempt: it starts again
+        with a smaller batch."""
+        if job_id in self._tried_smaller or not self._engine.ran_out_of_memory():
+            return False
+        self._tried_smaller.add(job_id)
+        return True
+
+    def _in_vain(self, job_id: uuid.UUID, code: str, message: str) -> None:
+        """No shard was taken, which is where attempts are counted: the sweeper sends the job again,
+        as often as a shard would be tried."""
         self._fruitless[job_id] += 1
         if self._fruitless[job_id] >= get_settings().max_attempts:
-            self._fail(job_id, "stage_died", message)
+            self._fail(job_id, code, message)
+
+
+def _iteration(job_id: uuid.UUID) -> str | None:
+    with transaction() as session:
+        job = session.get(Job, job_id)
+        return str(job.iteration_id) if job is not None and job.iteration_id else None
 
 
 def _ended(job_id: uuid.UUID) -> bool:
     with transaction() as session:
         job = session.get(Job, job_id)
         return job is None or job.status.terminal
+
+
+def _has_work(job_id: uuid.UUID) -> bool:
+    """Whether a shard can be taken now. A stage that waits for shards comes when one is there."""
+    with transaction() as session:
+        return jobs.has_work(session, job_id, get_settings().max_attempts)
+
+
+def _needs_of(kind: JobKind, job_id: uuid.UUID) -> Needs:
+    match kind:
+        case JobKind.generate:
+            return Needs.engine
+        case JobKind.train:
+            return Needs.device
+        case JobKind.judge:
+            with transaction() as session:
+                return judge_spec(jobs.get(session, job_id).params["judge"]).needs
+        case JobKind.register | JobKind.prune:
+            return Needs.nothing
 
 
 class _Watch:
@@ -194,15 +263,14 @@ class _Watch:
 
 
 @patiently
-def _release(job_id: uuid.UUID, worker: str, message: str, *, counts: bool) -> int:
-    error = {"code": "stage_died", "message": message, "param": None}
+def _release(job_id: uuid.UUID, worker: str, error: Json, *, counts: bool) -> int:
     limit = get_settings().max_attempts
     with transaction() as session:
         return recovery.release(session, job_id, worker, error, max_attempts=limit, counts=counts)
 
 
 def _weights(job_id: uuid.UUID) -> ModelWeights:
-    """The model that a generate job samples from."""
+    """The model that a job asks: the policy, or a judge's own."""
     with transaction() as session:
         params = jobs.get(session, job_id).params
         model = session.get_one(Model, uuid.UUID(params["model"]))

@@ -12,6 +12,7 @@ import psycopg
 
 from shared import jobs, log
 from shared.db import is_away, patiently, transaction
+from shared.engine_answers import EngineError
 from shared.settings import get_settings
 from workers.exhausted import DISK_FULL, disk_full_message, exit_status
 from workers.leases import StageError, new_worker_name
@@ -19,18 +20,23 @@ from workers.leases import StageError, new_worker_name
 logger = logging.getLogger(__name__)
 LEASE_LOST = 75
 """Exit status of a stage that left because its work is another's now."""
+ENGINE_FAILED = 70
+"""Exit status of a stage whose engine failed it; its worker looks after the engine."""
 DATABASE_AWAY = 69
 """Exit status of a stage that could not go on without the database; it costs no attempt."""
 
 
-def arguments(doc: str | None, *extra: str) -> argparse.Namespace:
+def arguments(doc: str | None, *required: str, **optional: str) -> argparse.Namespace:
+    """`--job` and `--worker`, and what else a stage takes."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--job", type=uuid.UUID, required=True)
     parser.add_argument("--worker", default=new_worker_name())
-    for name in extra:
+    for name in required:
         parser.add_argument(name, required=True)
+    for name, default in optional.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default)
     return parser.parse_args()
 
 
@@ -47,6 +53,9 @@ def start(args: argparse.Namespace, run: Callable[[], None]) -> None:
             run()
         except StageError as error:
             _fail(args.job, error)
+        except EngineError as error:
+            logger.warning("left, for the engine failed: %s", error.message)
+            sys.exit(ENGINE_FAILED)
         except Exception as error:
             if is_away(error) or isinstance(error, psycopg.OperationalError):
                 logger.warning("left, for the database was away: %s", type(error).__name__)

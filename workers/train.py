@@ -30,14 +30,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from shared.schemas import Training
 from workers.checkpoints import Recorder, changed_fraction, read_metrics
-from workers.dpo import PairTrainer, computes_in_bfloat16, dpo_config
+from workers.dpo import PairTrainer, computes_in_bfloat16, dpo_config, micro_batch_size
 from workers.exhausted import exit_status
 from workers.model_folder import ModelFolderError, check_folder
-from workers.preference_data import ChatTokens, TrainError, tokenize_pairs
+from workers.preference_data import ChatTokens, TrainError, counts_of, tokenize_pairs
 from workers.resume import epoch_folder, is_whole, last_good
 from workers.weights import weights_sha256
 
 log = logging.getLogger("workers.train")
+STORED_PAIRS = "pairs.arrow"
 
 
 class TrainConfig(BaseModel):
@@ -67,7 +68,8 @@ def main(config: TrainConfig) -> dict[str, Any]:
         return done
     epochs = range(1, settings.epochs + 1)
     done_before = all(is_whole(epoch_folder(out, epoch)) for epoch in epochs)
-    result = _result(config, 0.0 if done_before else _train(config, scratch))
+    seconds = 0.0 if done_before else _train(config, scratch)
+    result = counts_of(scratch / STORED_PAIRS) | _result(config, seconds)
     aside = out / "result.json.part"
     aside.write_text(json.dumps(result, indent=2) + "\n")
     aside.replace(out / "result.json")
@@ -105,8 +107,8 @@ def _train(config: TrainConfig, scratch: Path) -> float:
     pairs = tokenize_pairs(
         config.pairs_path,
         ChatTokens(tokenizer, _eos_ids(base)),
-        min(settings.max_length, _positions(base)),
-        scratch / "pairs.arrow",
+        _max_length(config),
+        scratch / STORED_PAIRS,
     )
     started = time.monotonic()
     log.info("training on %d pairs of up to %d tokens", len(pairs), pairs[0]["length"])
@@ -149,10 +151,22 @@ def _lora(settings: Training) -> LoraConfig | None:
     )
 
 
-def _positions(base: Path) -> int:
-    """The longest sequence that the model can take."""
-    config = AutoConfig.from_pretrained(base).get_text_config()
-    return int(getattr(config, "max_position_embeddings", None) or sys.maxsize)
+def _max_length(config: TrainConfig) -> int:
+    """Tokens of the longest pair: as set, and no more than the model can take."""
+    model = AutoConfig.from_pretrained(config.model_path).get_text_config()
+    positions = getattr(model, "max_position_embeddings", None) or sys.maxsize
+    return min(config.settings.max_length, int(positions))
+
+
+def _resolved(config: TrainConfig) -> dict[str, Any]:
+    """The settings as they came to be used."""
+    settings = config.settings
+    used = {
+        "dtype": "bfloat16" if computes_in_bfloat16(settings) else "float32",
+        "micro_batch_size": micro_batch_size(settings),
+        "max_length": _max_length(config),
+    }
+    return settings.model_dump(mode="json") | used
 
 
 def _eos_ids(base: Path) -> list[int]:
@@ -174,6 +188,7 @@ def _result(config: TrainConfig, seconds: float) -> dict[str, Any]:
         "train_seconds": round(seconds, 3),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_gpu_memory_bytes": gpu,
+        "settings": _resolved(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
         "checkpoints": [
             {

@@ -26,16 +26,20 @@ from shared import jobs
 from shared.db import transaction
 from shared.formats import ThoughtFormat
 from shared.jobs import Claim, LeaseLost
+from shared.model_store import training_folder
 from shared.models import Completion, Iteration, Json, Model, Pair, Prompt
 from shared.settings import get_settings
 from workers.exhausted import DISK_FULL, OUT_OF_MEMORY, disk_full_message, oom_kills
-from workers.leases import Leases, StageError, leases
+from workers.leases import Leases, StageError, bound, leases
 from workers.metrics_file import MetricsFile
 from workers.resume import SEAL
 from workers.stage import LEASE_LOST, arguments, start
+from workers.weights import folder_bytes
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
+FIXED_THREADS = {"MKL_DYNAMIC": "FALSE", "OMP_DYNAMIC": "FALSE"}
+"""On a busy CPU, MKL may take fewer threads for a product, whose sums then round otherwise."""
 CHUNK = 500
 
 
@@ -46,7 +50,9 @@ class OutOfMemory(Exception):
 def main(job_id: uuid.UUID, worker: str) -> None:
     with leases(job_id, worker) as held:
         claim = held.claim(on_lost=_leave)
-        if claim is not None:
+        if claim is None:
+            return
+        with bound(claim):
             try:
                 _train(held, claim)
             except StageError as error:
@@ -66,7 +72,7 @@ def _train(held: Leases, claim: Claim) -> None:
         params = jobs.get(session, claim.job_id).params
         base = session.get_one(Model, uuid.UUID(params["model"]))
     assert base.path is not None
-    out = _workplace(get_settings().model_store / "checkpoints" / str(claim.job_id), claim)
+    out = _workplace(training_folder(claim.job_id), claim)
     pairs = out / "pairs.jsonl"
     _write_pairs(claim, params, pairs)
     training = params["training"] | claim.payload.get("smaller", {})
@@ -86,7 +92,7 @@ def _train(held: Leases, claim: Claim) -> None:
     result = json.loads((out / "result.json").read_text())
     for checkpoint in result["checkpoints"]:
         checkpoint["path"] = str((out / checkpoint["path"]).resolve())
-    held.finish(claim, result, lambda session: _register(session, claim, base, training, result))
+    held.finish(claim, result, lambda session: _register(session, claim, base, result))
 
 
 def _workplace(job_folder: Path, claim: Claim) -> Path:
@@ -164,6 +170,7 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
     with (out / "train.log").open("ab") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "workers.train", "--config", str(out / "config.json")],
+            env={**FIXED_THREADS, **os.environ},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -171,9 +178,10 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
         while child.poll() is None:
             if (latest := metrics.latest()) is not None:
                 held.report(claim, latest)
-            if (newer := _checkpoints(out)) - saved:
+            there = _checkpoints(out)
+            if there - saved:
                 held.count_anew(claim)
-            saved |= newer
+            saved = there  # a training that began anew has removed the earlier ones
             time.sleep(POLL_SECONDS)
     if child.returncode == 0:
         return
@@ -198,9 +206,7 @@ def _checkpoints(out: Path) -> set[str]:
     return {path.parent.name for path in out.glob(f"trainer/checkpoint-*/{SEAL}")}
 
 
-def _register(
-    session: Session, claim: Claim, base: Model, training: Json, result: dict[str, Any]
-) -> None:
+def _register(session: Session, claim: Claim, base: Model, result: dict[str, Any]) -> None:
     """A row for each checkpoint. Ids derive from job and epoch, so a repeat finds the same."""
     rows = [
         {
@@ -208,10 +214,11 @@ def _register(
             "source": f"train:{claim.job_id}",
             "path": checkpoint["path"],
             "weights_sha256": checkpoint["weights_sha256"],
+            "size_bytes": folder_bytes(Path(checkpoint["path"])),
             "parent_id": base.id,
             "job_id": claim.job_id,
             "epoch": checkpoint["epoch"],
-            "lineage": {"training": training, "versions": result["versions"]},
+            "lineage": {"training": result["settings"], "versions": result["versions"]},
         }
         for checkpoint in result["checkpoints"]
     ]

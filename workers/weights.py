@@ -11,6 +11,11 @@ def weights_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+def folder_bytes(folder: Path) -> int:
+    """Of all files below it."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
 def weights_sha256(folder: Path) -> str:
     """Hash of the bytes of all safetensors files, in the order of their names."""
     digest = hashlib.sha256()

@@ -63,7 +63,8 @@ def default_model(client: openai.OpenAI) -> str:
         for model in client.models.list():
             return model.id
     raise CliError(
-        "no model is served yet: run an iteration, or promote one with POST /models/{id}/promote"
+        "no model is served: one that was promoted may still be loading; else run an iteration, or "
+        "promote one with POST /models/{id}/promote"
     )
 
 

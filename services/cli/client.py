@@ -13,6 +13,7 @@ from services.cli.errors import CliError
 from services.cli.stack import DEFAULT_PORT
 
 Object = dict[str, Any]
+PAGE_ROWS = 200
 
 
 class RequestFailed(CliError):
@@ -54,6 +55,10 @@ class Client:
         self._http.close()
 
     def _request(self, method: str, path: str, **options: Any) -> Object:
+        body: Object = self._answer(method, path, **options).json()
+        return body
+
+    def _answer(self, method: str, path: str, **options: Any) -> httpx2.Response:
         try:
             response = self._http.request(method, path, **options)
         except httpx2.TransportError as error:
@@ -63,8 +68,7 @@ class Client:
             ) from None
         if response.is_error:
             raise RequestFailed(response)
-        body: Object = response.json()
-        return body
+        return response
 
     def start_run(self, config: Object, key: str) -> Object:
         """The first iteration of a new run. The same `key` never starts a second one."""
@@ -76,8 +80,32 @@ class Client:
         page = self._request("GET", "/iterations", params={"run_id": run_id, "limit": 100})
         return sorted(page["data"], key=lambda iteration: int(iteration["number"]))
 
+    def iteration(self, iteration_id: str) -> Object | None:
+        return self._find(f"/iterations/{iteration_id}")
+
+    def run_report(self, run_id: str) -> Object | None:
+        return self._find(f"/runs/{run_id}/report")
+
+    def page(self, path: str) -> str:
+        """A route's HTML."""
+        return self._answer("GET", path).text
+
+    def rows(self, path: str, *, thoughts_key: str = "", **params: Any) -> Iterator[Object]:
+        """All rows of a listed route, a page at a time."""
+        headers = {"Authorization": f"Bearer {thoughts_key}"} if thoughts_key else {}
+        params |= {"limit": PAGE_ROWS}
+        while True:
+            page = self._request("GET", path, params=params, headers=headers)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            params |= {"after": page["last_id"]}
+
     def cancel(self, iteration_id: str) -> Object:
         return self._request("POST", f"/iterations/{iteration_id}/cancel")
+
+    def resume(self, iteration_id: str) -> Object:
+        return self._request("POST", f"/iterations/{iteration_id}/resume")
 
     def model(self, reference: str) -> Object | None:
         """By id, `name@v1` or `name`; None where there is none."""
@@ -99,6 +127,10 @@ class Client:
 
     def promote(self, reference: str) -> Object:
         return self._request("POST", f"/models/{reference}/promote")
+
+    def prune(self, older_than_days: float, dry_run: bool) -> Object:
+        body = {"older_than_days": older_than_days, "dry_run": dry_run}
+        return self._request("POST", "/prune", json=body)
 
     def dataset(self, name: str) -> Object | None:
         return self._find(f"/datasets/{name}")

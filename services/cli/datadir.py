@@ -1,8 +1,8 @@
 """The folder that holds everything the platform keeps on one machine.
 
 pg/       the database          models/   weights and checkpoints
-logs/     a file a process      lock      held while the platform runs
-stack.json                      where the running platform listens
+logs/     a file a process      data/     files that POST /datasets may read
+lock      held while it runs    stack.json  where the running platform listens
 """
 
 import fcntl
@@ -31,6 +31,10 @@ class DataDir:
     @property
     def models(self) -> Path:
         return self.root / "models"
+
+    @property
+    def files(self) -> Path:
+        return self.root / "data"
 
     @property
     def logs(self) -> Path:

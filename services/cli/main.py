@@ -5,17 +5,16 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 
-from services.cli import ask, demo, doctor, report, stack
+from services.cli import ask, demo, doctor, export_commands, report, report_command, stack
 from services.cli.client import Client, coordinator_url
+from services.cli.console import DataOption, err, out, plain, readable_errors
 from services.cli.datadir import DEFAULT, DataDir
 from services.cli.errors import CliError
 from services.cli.supervisor import Stopped, stoppable
@@ -28,26 +27,6 @@ app = typer.Typer(
     help="Teach a language model to think before it answers, and serve it with its thoughts "
     "hidden.",
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-DataOption = Annotated[
-    Path,
-    typer.Option("--data-dir", envvar="FORETHOUGHT_DATA_DIR", help="Where everything is kept."),
-]
-
-
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    try:
-        yield
-    except CliError as error:
-        err.print(f"[bold red]Error:[/] {_plain(str(error))}")
-        raise typer.Exit(1) from None
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def _show_version(wanted: bool) -> None:
@@ -78,7 +57,7 @@ def up(
     """Run the whole platform on this machine until Ctrl-C."""
     started = time.monotonic()
     options = stack.Options(DataDir(data_dir), port, host)
-    with _readable_errors(), stoppable():
+    with readable_errors(), stoppable():
         try:
             with stack.running(options, say=_say(quiet), warn=_warn) as platform:
                 if not quiet:
@@ -90,11 +69,11 @@ def up(
 
 
 def _say(quiet: bool) -> stack.Say:
-    return (lambda _: None) if quiet else (lambda line: out.print(f"[dim]{_plain(line)}[/]"))
+    return (lambda _: None) if quiet else (lambda line: out.print(f"[dim]{plain(line)}[/]"))
 
 
 def _warn(line: str) -> None:
-    err.print(f"[yellow]{_plain(line)}[/]")
+    err.print(f"[yellow]{plain(line)}[/]")
 
 
 def _greet(platform: stack.Stack, options: stack.Options, seconds: float) -> None:
@@ -111,7 +90,7 @@ def _greet(platform: stack.Stack, options: stack.Options, seconds: float) -> Non
 @app.command("demo")
 def demo_(data_dir: DataOption = DEFAULT) -> None:
     """Run two iterations on the bundled model and chat with the result."""
-    with _readable_errors(), stoppable():
+    with readable_errors(), stoppable():
         try:
             demo.run(DataDir(data_dir), out)
         except Stopped as stop:
@@ -128,10 +107,12 @@ def iterate(
     data_dir: DataOption = DEFAULT,
 ) -> None:
     """Start iterations from a config file."""
-    with _readable_errors():
+    with readable_errors():
         client = Client(coordinator_url(DataDir(data_dir)))
         first = client.start_run(_read_config(file), key=str(uuid.uuid4()))
         out.print(f"run {first['run_id']}, first iteration {first['id']}")
+        if first["baseline_run_id"]:
+            out.print(f"direct baseline: run {first['baseline_run_id']}")
         if not follow:
             return
         iterations = watch(client, first["run_id"], out)
@@ -152,6 +133,10 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
+app.command("report")(report_command.report)
+app.add_typer(export_commands.app, name="export")
+
+
 @app.command()
 def chat(
     message: Annotated[str | None, typer.Argument(help="A question; none: a conversation.")] = None,
@@ -159,7 +144,7 @@ def chat(
     data_dir: DataOption = DEFAULT,
 ) -> None:
     """Chat with the model that is served; its thoughts stay hidden."""
-    with _readable_errors():
+    with readable_errors():
         client = ask.chat_client(coordinator_url(DataDir(data_dir)))
         name = model or ask.default_model(client)
         if message is not None:
@@ -193,6 +178,27 @@ def _questions() -> Iterator[str]:
             yield line
 
 
+@app.command()
+def prune(
+    older_than: Annotated[
+        float, typer.Option(min=0, metavar="DAYS", help="Since the last of a run ended.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be deleted.")
+    ] = False,
+    data_dir: DataOption = DEFAULT,
+) -> None:
+    """Delete completions and checkpoints that no named or promoted model was made from."""
+    with readable_errors():
+        client = Client(coordinator_url(DataDir(data_dir)))
+        found = client.prune(older_than, dry_run)
+        out.print(
+            f"{'would delete' if dry_run else 'deleting'}: "
+            f"{found['completions']} completions and {found['checkpoints']} checkpoints "
+            f"({found['bytes'] / 2**20:.1f} MiB) of {found['iterations']} iterations"
+        )
+
+
 @app.command("doctor")
 def doctor_(data_dir: DataOption = DEFAULT) -> None:
     """Check what this machine has and say what to fix."""
@@ -200,8 +206,8 @@ def doctor_(data_dir: DataOption = DEFAULT) -> None:
     table = Table("", "", "", box=None, show_header=False)
     for finding in findings:
         color = "red" if finding.problem else "yellow" if finding.fix else "green"
-        fix = f"\n[{color}]{_plain(finding.fix)}[/]" if finding.fix else ""
-        table.add_row(f"[{color}]{finding.mark}[/]", finding.subject, _plain(finding.detail) + fix)
+        fix = f"\n[{color}]{plain(finding.fix)}[/]" if finding.fix else ""
+        table.add_row(f"[{color}]{finding.mark}[/]", finding.subject, plain(finding.detail) + fix)
     out.print(table)
     if any(finding.problem for finding in findings):
         raise typer.Exit(1)

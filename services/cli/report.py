@@ -40,17 +40,22 @@ def sampled(report: Object) -> Rows:
 
 def pairs(report: Object) -> Rows:
     counts = report["pairs"]
-    dropped = ", ".join(f"{count} {_words(why)}" for why, count in counts["dropped"].items())
+    kept = (
+        f"{counts['kept']} ({counts['parse_failure']} with an unparsed rejected, "
+        f"{counts['by_length_alone']} by length alone)"
+    )
     lengths = f"{_number(report['chosen_length'], 1)} / {_number(report['rejected_length'], 1)}"
     return [
-        ("pairs kept", f"{counts['kept']} ({counts['parse_failure']} with an unparsed rejected)"),
-        ("prompts dropped", dropped or "none"),
+        ("pairs kept", kept),
+        ("prompts dropped", _reasons(counts["dropped"])),
         ("mean response length, chosen / rejected", lengths),
     ]
 
 
 def training(report: Object) -> Rows:
     return [
+        ("pairs trained on", f"{report['pairs']}"),
+        ("pairs left out", _reasons(report["pairs_dropped"])),
         ("training steps", f"{report['steps']}"),
         (
             "loss, first / last",
@@ -69,9 +74,20 @@ def validation(report: Object) -> Rows:
         ),
         ("against the seed, 95% interval", _difference(scores["vs_seed"])),
         ("against the parent, 95% interval", _difference(scores["vs_parent"])),
+        *win_rates(scores.get("win_rate") or {}),
         ("checkpoint chosen", f"epoch {scores['chosen_epoch']}"),
         ("promoted", "yes" if report.get("promoted") else "no"),
+        *([("note", report["warning"])] if report.get("warning") else []),
     ]
+
+
+def win_rates(rates: Object) -> Rows:
+    rows = []
+    for whom in ("seed", "parent"):
+        if rate := rates.get(whom):
+            rows.append((f"win rate against the {whom}", interval(rate["raw"])))
+            rows.append(("length-controlled", interval(rate["length_controlled"])))
+    return rows
 
 
 def timings(seconds: dict[str, float]) -> Rows:
@@ -83,9 +99,19 @@ def _difference(difference: dict[str, Any]) -> str:
     return f"{difference['mean']:+.3f} [{low}, {high}] on {difference['n']} prompts"
 
 
+def interval(figure: dict[str, Any] | None, *, signed: bool = False) -> str:
+    """`0.521 [0.480, 0.563]`."""
+    if not figure:
+        return "-"
+    sign = "+" if signed else ""
+    mean, low, high = (f"{figure[key]:{sign}.3f}" for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _words(reason: str) -> str:
-    return reason.replace("_", " ")
+def _reasons(counts: dict[str, int] | None) -> str:
+    """`15 tie, 2 same output`."""
+    return ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in (counts or {}).items()) or "none"

@@ -101,12 +101,14 @@ def _environment(
     urls = {f"FORETHOUGHT_{name.upper()}_URL": url_of(sock) for name, sock in sockets.items()}
     defaults = {
         "FORETHOUGHT_MODEL_STORE": str(root / "models"),
+        "FORETHOUGHT_DATA_ROOT": str(root / "data"),
         "FORETHOUGHT_LOG_DIR": str(root / "logs"),
         "FORETHOUGHT_WORKER_ENGINE_PORT": str(port_of(engines[0])),
         "FORETHOUGHT_INFERENCE_ENGINE_PORT": str(port_of(engines[1])),
         "PYTHONUNBUFFERED": "1",
     }
-    data.models.mkdir(parents=True, exist_ok=True)
+    for folder in (data.models, data.files):
+        folder.mkdir(parents=True, exist_ok=True)
     if not os.access(os.path.expanduser("~"), os.W_OK):
         # Libraries keep caches in the home; without one they fail late and obscurely.
         defaults["XDG_CACHE_HOME"] = str(root / "cache")

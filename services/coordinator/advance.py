@@ -15,9 +15,18 @@ from services.coordinator import evaluation, events, pipeline, report
 from services.coordinator.pairing import make_pairs
 from services.coordinator.state import checkpoints, config_of, job_id, read_state
 from shared.client import ServiceClient
-from shared.models import Evaluation, Iteration, Job, JobKind, Status
+from shared.jobs import UNFINISHED
+from shared.models import Dataset, Evaluation, Iteration, Job, JobKind, Status
 from shared.schemas import GenerateRequest, JudgeRequest, TrainRequest
 from shared.settings import get_settings
+
+NO_SCORES = {
+    "code": "no_scores",
+    "stage": "validate",
+    "param": "validation.judge",
+    "message": "the judge gave no score to any validation response; GET /jobs/{id}/judgments of "
+    "the judge service shows why, under details.reason",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Services:
                 return self.generate
             case JobKind.judge:
                 return self.judge
-            case JobKind.train | JobKind.register:
+            case JobKind.train | JobKind.register | JobKind.prune:
                 return self.train
 
 
@@ -129,7 +138,11 @@ def _evaluate(
     generate_id = _put(
         services, iteration, JobKind.generate, f"evaluate-generate:{model_id}", request
     )
-    judge = JudgeRequest(judge=config.judge, generate_job_id=generate_id)
+    judge = JudgeRequest(
+        judge=config.evaluating_judge,
+        generate_job_id=generate_id,
+        against_generate_job_id=_opponent(session, iteration, model_id, generate_id),
+    )
     judge_id = _put(services, iteration, JobKind.judge, f"evaluate-judge:{model_id}", judge)
     session.add(
         Evaluation(
@@ -141,6 +154,17 @@ def _evaluate(
         )
     )
     session.flush()
+
+
+def _opponent(
+    session: Session, iteration: Iteration, model_id: uuid.UUID, generate_id: uuid.UUID
+) -> uuid.UUID | None:
+    """The seed's answers, where scores of different models cannot be set side by side."""
+    if not config_of(iteration).evaluating_judge.compares:
+        return None
+    if model_id == iteration.seed_model_id:
+        return generate_id
+    return session.get_one(Evaluation, (iteration.run_id, iteration.seed_model_id)).generate_job_id
 
 
 def _train(services: Services, iteration: Iteration) -> None:
@@ -171,6 +195,9 @@ def _choose(session: Session, services: Services, iteration: Iteration) -> None:
         for m in checkpoints(session, iteration)
         if evaluation.exists(session, run, m.id)
     ]
+    if not all(values for _, values in scored):
+        fail(session, iteration, NO_SCORES)
+        return
     chosen = evaluation.best(scored)
     built = report.build(session, iteration, chosen)
     promoted = config.promote == "always" or (
@@ -200,12 +227,14 @@ def _lineage(session: Session, iteration: Iteration, built: dict[str, Any]) -> d
     for step in ("generate", "judge", "train"):
         result = session.get_one(Job, job_id(iteration.id, step)).result or {}
         versions |= result.get("versions", {})
+    dataset = session.get_one(Dataset, iteration.dataset_id)
     return {
         "iteration_id": str(iteration.id),
         "run_id": str(iteration.run_id),
         "number": iteration.number,
         "seed_model_id": str(iteration.seed_model_id),
-        "dataset_id": str(iteration.dataset_id),
+        "dataset_id": str(dataset.id),
+        "dataset": {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256},
         "prompts": built["prompts"],
         "config": iteration.config,
         "versions": versions,
@@ -238,7 +267,7 @@ def fail(session: Session, iteration: Iteration, error: dict[str, Any]) -> None:
 def stop_jobs(session: Session, services: Services, iteration: Iteration) -> None:
     """Cancel the jobs that an ended iteration has left. The iteration's row must be locked."""
     left = select(Job).where(
-        Job.iteration_id == iteration.id, Job.status.in_((Status.queued, Status.running))
+        Job.iteration_id == iteration.id, Job.status.in_(UNFINISHED), Job.kind != JobKind.prune
     )
     for job in session.scalars(left):
         services.for_job(job.kind).post(f"/jobs/{job.id}/cancel")

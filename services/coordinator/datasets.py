@@ -4,24 +4,29 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryFile
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, File, Form, UploadFile
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import func, insert, select
+from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
-from services.coordinator.hub import HubDataset, read_hub
+from services.coordinator.hub import HubDataset, commit_of, read_hub
 from shared.checks import Check
-from shared.db import SessionDep
+from shared.db import SessionDep, transaction
 from shared.errors import Conflict, InvalidRequest, NotFound, TooLarge
-from shared.idempotency import OnceDep
+from shared.field_errors import field_error
+from shared.idempotency import Once, OnceDep
 from shared.job_routes import Limit, unix
 from shared.models import Dataset, Prompt, Split
 from shared.paging import Page, page
-from shared.schemas import InlinePrompt, Name, Strict, Text
+from shared.schemas import InlinePrompt, Name, Text
 from shared.settings import get_settings
+from shared.strict import Strict
 
 router = APIRouter(tags=["datasets"])
 CHUNK = 1000
@@ -87,16 +92,41 @@ def from_source(request: DatasetSource, session: SessionDep, once: OnceDep) -> D
     """Take a dataset from a server-side file or from the Hugging Face hub."""
     if (request.path is None) == (request.hf is None):
         raise InvalidRequest("path: exactly one of path and hf is required", param="path")
-    return once(request, lambda: _from_source(session, request), DatasetRead)
-
-
-def _from_source(session: Session, request: DatasetSource) -> DatasetRead:
     if request.hf is not None:
-        lines = _validated(enumerate(read_hub(request.hf), 1))
-        return read(session, create(session, request.name, request.hf.source, lines))
+        return _from_hub(session, once, request, request.hf)
+    return once(request, lambda: _from_file(session, request), DatasetRead)
+
+
+def _from_file(session: Session, request: DatasetSource) -> DatasetRead:
     assert request.path is not None
     with _open_under_root(request.path) as file:
         return read(session, create(session, request.name, request.path, parse_lines(file)))
+
+
+def _from_hub(session: Session, once: Once, request: DatasetSource, hub: HubDataset) -> DatasetRead:
+    """Read it first and write it then: no transaction is open while it comes over the network."""
+    if (answered := once.answered(request, DatasetRead)) is not None:
+        return answered
+    with transaction() as early:
+        if early.scalar(select(Dataset.id).where(Dataset.name == request.name)):
+            raise _taken(request.name)
+    commit = commit_of(hub)
+    with _kept(_validated(enumerate(read_hub(hub, commit), 1))) as lines:
+
+        def take() -> DatasetRead:
+            return read(session, create(session, request.name, hub.source(commit), lines))
+
+        return once(request, take, DatasetRead)
+
+
+@contextmanager
+def _kept(lines: Iterable[PromptLine]) -> Iterator[Iterator[PromptLine]]:
+    """All of the lines, in a file."""
+    with TemporaryFile() as file:
+        for line in lines:
+            file.write(line.model_dump_json().encode() + b"\n")
+        file.seek(0)
+        yield map(PromptLine.model_validate_json, file)
 
 
 @router.get("/datasets")
@@ -138,22 +168,26 @@ def _validated(rows: Iterable[tuple[int, Any]]) -> Iterator[PromptLine]:
         try:
             yield PromptLine.model_validate(row)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
+            found = field_error(error.errors(), row)
             raise InvalidRequest(
-                f"line {number}: {field or 'the line'}: {first['msg']}",
-                param=f"lines.{number}.{field}".rstrip("."),
+                f"line {number}: {found.field or 'the line'}: {found.message}",
+                param=f"lines.{number}.{found.field}".rstrip("."),
                 code="invalid_line",
             ) from None
 
 
+def _taken(name: str) -> Conflict:
+    return Conflict(f"name: dataset {name!r} exists", param="name", code="dataset_exists")
+
+
 def create(session: Session, name: str, source: str, lines: Iterable[PromptLine]) -> Dataset:
     """Insert a dataset; all of it or nothing."""
-    if session.scalar(select(Dataset.id).where(Dataset.name == name)):
-        raise Conflict(f"name: dataset {name!r} exists", param="name", code="dataset_exists")
-    dataset = Dataset(id=uuid.uuid4(), name=name, source=source, sha256="")
-    session.add(dataset)
-    session.flush()
+    values = {"id": uuid.uuid4(), "name": name, "source": source, "sha256": ""}
+    new = pg_insert(Dataset).values(values).on_conflict_do_nothing()
+    # Another that takes the name at the same moment is waited for.
+    dataset: Dataset | None = session.scalar(new.returning(Dataset))
+    if dataset is None:
+        raise _taken(name)
     digest, rows, position = hashlib.sha256(), [], 0
     for line in lines:
         row = line.model_dump(mode="json")
@@ -177,7 +211,7 @@ def insert_inline(
 ) -> Dataset:
     """The prompts of a request as a dataset, so that lineage knows them like any other."""
     lines = [
-        PromptLine(text=p.text, checks=p.checks, split=split)
+        PromptLine(text=p.text, category=p.category, checks=p.checks, split=split)
         for split, prompts in ((Split.train, train), (Split.validation, validation))
         for p in prompts
     ]

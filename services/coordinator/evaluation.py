@@ -4,30 +4,97 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
 from services.coordinator.scoring import interval
-from shared.models import Completion, Evaluation, Judgment
+from services.coordinator.winrate import Sample, Samples
+from shared.judge_specs import judge_spec
+from shared.models import Completion, Evaluation, Iteration, Job, Judgment
 
 Scores = Mapping[int, float]
 """Prompt id -> mean score over its samples."""
 
 
 def scores(session: Session, run_id: uuid.UUID, model_id: uuid.UUID) -> Scores:
-    """An output that does not parse scores 0: it has nothing for the judge to like."""
+    """An output without a response has the worst score that there is. A prompt whose responses the
+    judge gave no score is left out."""
+    found = samples(session, run_id, model_id)
+    worst = 0.0
+    if any(sample.score is None for group in found.values() for sample in group):
+        worst = _worst(session, run_id)
+    return {
+        prompt_id: sum(worst if s.score is None else s.score for s in group) / len(group)
+        for prompt_id, group in found.items()
+    }
+
+
+def samples(session: Session, run_id: uuid.UUID, model_id: uuid.UUID) -> Samples:
+    """Each output's score and length. A response that the judge gave no score is left out."""
     evaluation = session.get_one(Evaluation, (run_id, model_id))
     judged = and_(
         Judgment.completion_id == Completion.id,
         Judgment.job_id == evaluation.judge_job_id,
     )
     rows = session.execute(
-        select(Completion.prompt_id, func.avg(func.coalesce(Judgment.score, 0.0)))
+        select(
+            Completion.prompt_id,
+            Completion.response_start.is_not(None).label("parsed"),
+            Judgment.score,
+            Completion.response_tokens,
+        )
         .outerjoin(Judgment, judged)
         .where(Completion.job_id == evaluation.generate_job_id)
+        .order_by(Completion.prompt_index, Completion.sample_index)
+    )
+    walkovers = _walkovers(session, evaluation.judge_job_id)
+    found: dict[int, list[Sample]] = {}
+    for row in rows:
+        assert row.prompt_id is not None
+        score = row.score
+        if walkovers is not None:
+            score = _whole_share(row.parsed, score, walkovers.get(row.prompt_id, 0.0))
+        if score is not None or not row.parsed:
+            length = row.response_tokens if row.parsed else None
+            found.setdefault(row.prompt_id, []).append(Sample(score, length))
+    return found
+
+
+def _walkovers(session: Session, judge_job_id: uuid.UUID) -> Mapping[int, float] | None:
+    """Of a job that compares with another's responses: by prompt, the share of the other's outputs
+    that have none. None for a judge of single responses."""
+    against = session.get_one(Job, judge_job_id).params.get("against_generate_job_id")
+    if against is None:
+        return None
+    none = case((Completion.response_start.is_(None), 1.0), else_=0.0)
+    rows = session.execute(
+        select(Completion.prompt_id, func.avg(none))
+        .where(Completion.job_id == uuid.UUID(against))
         .group_by(Completion.prompt_id)
     )
-    return {prompt_id: float(score) for prompt_id, score in rows}
+    return {prompt_id: float(share) for prompt_id, share in rows}
+
+
+def _whole_share(parsed: bool, share: float | None, walkovers: float) -> float | None:
+    """The share won against all outputs of the other, from that against its responses: a response
+    wins against none, and two outputs without one tie."""
+    if not parsed:
+        return walkovers / 2
+    if walkovers == 1:
+        return 1.0
+    return None if share is None else share * (1 - walkovers) + walkovers
+
+
+def _worst(session: Session, run_id: uuid.UUID) -> float:
+    """Where the judge's scale has no lower end, the worst that a response of the seed has got: the
+    same for all models of the run."""
+    [iteration] = session.scalars(select(Iteration).where(Iteration.run_id == run_id).limit(1))
+    row = session.get_one(Evaluation, (run_id, iteration.seed_model_id))
+    spec = judge_spec(session.get_one(Job, row.judge_job_id).params["judge"])
+    if spec.worst is not None:
+        return spec.worst
+    lowest = select(func.min(Judgment.score)).where(Judgment.job_id == row.judge_job_id)
+    return session.scalar(lowest) or 0.0
 
 
 def mean(values: Scores) -> float:
@@ -37,8 +104,13 @@ def mean(values: Scores) -> float:
 def compare(model: Scores, other: Scores) -> dict[str, Any]:
     """Mean difference on the prompts both answered, with its 95% interval."""
     prompts = sorted(model.keys() & other.keys())
-    middle, low, high = interval([model[p] - other[p] for p in prompts])
-    return {"mean": middle, "low": low, "high": high, "n": len(prompts)}
+    return with_interval([model[p] - other[p] for p in prompts])
+
+
+def with_interval(values: Sequence[float]) -> dict[str, Any]:
+    """The mean of one value a prompt with its 95% interval."""
+    middle, low, high = interval(values)
+    return {"mean": middle, "low": low, "high": high, "n": len(values)}
 
 
 def best(candidates: Sequence[tuple[uuid.UUID, Scores]]) -> uuid.UUID:

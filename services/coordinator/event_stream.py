@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from sqlalchemy import select
@@ -14,12 +14,15 @@ from sqlalchemy import select
 from services.coordinator.iterations import find
 from services.coordinator.progress import progress_of
 from shared.db import SessionDep, transaction
+from shared.errors import InvalidRequest
 from shared.job_routes import Limit, unix
 from shared.models import Event
 from shared.paging import Page, page_by_number
 
 router = APIRouter(tags=["iterations"])
 POLL_SECONDS = 0.5
+BIGINT = 2**63 - 1
+EventId = Annotated[int, Query(ge=0, le=BIGINT)]
 
 
 class EventRead(BaseModel):
@@ -47,21 +50,28 @@ def list_events(
     iteration_id: uuid.UUID,
     request: Request,
     session: SessionDep,
-    after: int | None = None,
+    after: EventId | None = None,
     limit: Limit = 100,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Any:
     """With `Accept: text/event-stream` live, resumed by `Last-Event-ID`; else a page."""
     find(session, iteration_id)
     if "text/event-stream" in request.headers.get("accept", ""):
-        resumed = last_event_id if last_event_id and last_event_id.isdecimal() else after or 0
+        resumed = _event_id(last_event_id) if last_event_id else after
         return StreamingResponse(
-            _stream(iteration_id, int(resumed)),
+            _stream(iteration_id, resumed or 0),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
     query = select(Event).where(Event.iteration_id == iteration_id)
     return page_by_number(session, query, Event, after, limit, _read)
+
+
+def _event_id(header: str) -> int:
+    """Refused here, as long as there is a status to refuse it with."""
+    if not header.isdecimal() or len(header) > len(str(BIGINT)) or int(header) > BIGINT:
+        raise InvalidRequest("Last-Event-ID: is no id of an event", param="Last-Event-ID")
+    return int(header)
 
 
 async def _stream(iteration_id: uuid.UUID, after: int) -> AsyncIterator[str]:

@@ -1,13 +1,17 @@
 """Prompts from a Hugging Face dataset, with the user's mapping of its columns."""
 
+import json
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlencode
 
 from pydantic import Field
 
 from shared.errors import InvalidRequest
 from shared.models import Split
-from shared.schemas import Strict
+from shared.strict import Strict
 
 
 class HubDataset(Strict):
@@ -24,59 +28,114 @@ class HubDataset(Strict):
     """A column of text, or of chat messages, of which the first user message is taken."""
     category_column: str | None = Field(default=None, max_length=200)
     checks_column: str | None = Field(default=None, max_length=200)
+    """A column of lists of checks, or of JSON text that holds one."""
     limit: int = Field(default=10_000, ge=1, le=1_000_000)
     """Most rows taken of each split."""
 
-    @property
-    def source(self) -> str:
-        return f"hf:{self.id}@{self.revision}"
+    def source(self, commit: str) -> str:
+        """All that says which prompts these are, as one line: `hf:<id>@<commit>?<the rest>`."""
+        rest = self.model_dump(exclude={"id", "revision"}, exclude_none=True)
+        return f"hf:{self.id}@{commit}?{urlencode(rest)}"
 
 
-def read_hub(wanted: HubDataset) -> Iterator[dict[str, Any]]:
+def commit_of(wanted: HubDataset) -> str:
+    """The commit that the revision stands for now, so that all is read from one and it is known."""
+    with _readable(wanted, f"revision {wanted.revision!r}"):
+        from huggingface_hub import HfApi  # noqa: PLC0415  (see `_rows`)
+
+        return str(HfApi().dataset_info(wanted.id, revision=wanted.revision).sha)
+
+
+def read_hub(wanted: HubDataset, commit: str) -> Iterator[dict[str, Any]]:
     """Prompt lines, streamed; the hub's errors become errors of the field `hf`."""
-    train = list(_rows(wanted, wanted.train_split, Split.train))
-    if wanted.validation_split is not None:
-        yield from train
-        yield from _rows(wanted, wanted.validation_split, Split.validation)
+    train = _rows(wanted, wanted.train_split, commit)
+    if wanted.validation_split is None:
+        yield from _held_out(train, wanted.validation_rows)
         return
-    held_out = min(wanted.validation_rows, len(train) // 2)
-    for i, line in enumerate(train):
-        split = Split.validation if i >= len(train) - held_out else Split.train
-        yield {**line, "split": split}
+    for split, lines in (
+        (Split.train, train),
+        (Split.validation, _rows(wanted, wanted.validation_split, commit)),
+    ):
+        for line in lines:
+            yield {**line, "split": split}
 
 
-def _rows(wanted: HubDataset, name: str, split: Split) -> Iterator[dict[str, Any]]:
-    import datasets  # noqa: PLC0415  (pulls in pyarrow and pandas; few uploads need it)
+def _held_out(lines: Iterator[dict[str, Any]], wanted: int) -> Iterator[dict[str, Any]]:
+    """The last `wanted` lines, though half of all at most, are for validation."""
+    last: deque[dict[str, Any]] = deque()
+    count = 0
+    for count, line in enumerate(lines, 1):  # noqa: B007
+        last.append(line)
+        if len(last) > wanted:
+            yield {**last.popleft(), "split": Split.train}
+    train = len(last) - min(wanted, count // 2)
+    for i, line in enumerate(last):
+        yield {**line, "split": Split.train if i < train else Split.validation}
 
-    try:
+
+def _rows(wanted: HubDataset, split: str, commit: str) -> Iterator[dict[str, Any]]:
+    with _readable(wanted, f"split {split!r}"):
+        # It pulls in pyarrow and pandas, which few uploads need and a lean image may lack.
+        import datasets  # noqa: PLC0415
+
         rows = datasets.load_dataset(
-            wanted.id, wanted.config, split=name, revision=wanted.revision, streaming=True
+            wanted.id, wanted.config, split=split, revision=commit, streaming=True
         )
         for row in rows.take(wanted.limit):
-            yield _line(wanted, row, split)
+            yield _line(wanted, row)
+
+
+@contextmanager
+def _readable(wanted: HubDataset, what: str) -> Iterator[None]:
+    try:
+        yield
     except InvalidRequest:
         raise
+    except ImportError as error:
+        raise InvalidRequest(
+            f"hf: this server reads no Hugging Face datasets, for {error.name} is not installed: "
+            "pip install 'forethought[hub]', or upload the dataset",
+            param="hf",
+            code="hub_not_installed",
+        ) from error
     except Exception as error:  # the library raises some twenty kinds for one: it cannot be had
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         raise InvalidRequest(
-            f"hf: cannot read split {name!r} of {wanted.id!r}: {reason}",
+            f"hf: cannot read {what} of {wanted.id!r}: {reason}",
             param="hf",
             code="dataset_unavailable",
         ) from error
 
 
-def _line(wanted: HubDataset, row: dict[str, Any], split: Split) -> dict[str, Any]:
-    if wanted.text_column not in row:
-        raise InvalidRequest(
-            f"hf.text_column: no column {wanted.text_column!r}; there are {sorted(row)}",
-            param="hf.text_column",
-        )
-    line: dict[str, Any] = {"text": _text(row[wanted.text_column]), "split": split}
+def _line(wanted: HubDataset, row: dict[str, Any]) -> dict[str, Any]:
+    for field in ("text_column", "category_column", "checks_column"):
+        column = getattr(wanted, field)
+        if column is not None and column not in row:
+            raise InvalidRequest(
+                f"hf.{field}: no column {column!r}; there are {sorted(row)}", param=f"hf.{field}"
+            )
+    line: dict[str, Any] = {"text": _text(row[wanted.text_column])}
     if wanted.category_column:
-        line["category"] = row.get(wanted.category_column)
+        line["category"] = row[wanted.category_column]
     if wanted.checks_column:
-        line["checks"] = row.get(wanted.checks_column) or []
+        line["checks"] = _checks(row[wanted.checks_column])
     return line
+
+
+def _checks(value: Any) -> Any:
+    """The checks in a cell. What is no list of checks is left to the line's own validation."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return value
+    if not isinstance(value, list):
+        return value or []
+    # Arrow gives each check the fields of all kinds, empty where they are not its own.
+    return [
+        {k: v for k, v in check.items() if v is not None} if isinstance(check, dict) else check
+        for check in value
+    ]
 
 
 def _text(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The routes of iterations: start, list, read, cancel, resume, report."""
+"""The routes of iterations: start, list, read, cancel, resume."""
 
 import uuid
 from datetime import UTC, datetime
@@ -11,16 +11,19 @@ from sqlalchemy.orm import Session
 
 from services.coordinator import events
 from services.coordinator.advance import Services
+from services.coordinator.baseline import baseline_of
 from services.coordinator.pipeline import STAGES
 from services.coordinator.progress import IterationProgress, progress_of
 from services.coordinator.start import start_run
+from services.coordinator.state import job_id
+from shared import log
 from shared.db import SessionDep
 from shared.errors import Conflict, NotFound
 from shared.idempotency import OnceDep
 from shared.job_routes import Limit, unix
 from shared.models import Iteration, Job, Status
 from shared.paging import Page, page
-from shared.schemas import IterationRequest
+from shared.schemas import IterationRequest, Resume
 
 router = APIRouter(tags=["iterations"])
 
@@ -29,6 +32,10 @@ class IterationRead(BaseModel):
     id: uuid.UUID
     object: Literal["iteration"]
     run_id: uuid.UUID
+    baseline_run_id: uuid.UUID | None = None
+    """The run that does the same without thoughts, where one was started with this run."""
+    baseline_of: uuid.UUID | None = None
+    """The run with thoughts, where this run is its baseline."""
     number: int
     status: Status
     stage: str
@@ -43,6 +50,7 @@ class IterationRead(BaseModel):
     created_at: int
     started_at: int | None
     finished_at: int | None
+    pruned_at: int | None
 
 
 def read(session: Session, row: Iteration) -> IterationRead:
@@ -50,6 +58,8 @@ def read(session: Session, row: Iteration) -> IterationRead:
         id=row.id,
         object="iteration",
         run_id=row.run_id,
+        baseline_run_id=baseline_of(session, row.run_id),
+        baseline_of=row.baseline_of,
         number=row.number,
         status=row.status,
         stage=row.stage,
@@ -64,6 +74,7 @@ def read(session: Session, row: Iteration) -> IterationRead:
         created_at=unix(row.created_at) or 0,
         started_at=unix(row.started_at),
         finished_at=unix(row.finished_at),
+        pruned_at=unix(row.pruned_at),
     )
 
 
@@ -73,6 +84,7 @@ def find(session: Session, iteration_id: uuid.UUID, *, lock: bool = False) -> It
     )
     if row is None:
         raise NotFound(f"no iteration {iteration_id}", param="id")
+    log.bind_here(iteration=str(iteration_id))
     return row
 
 
@@ -81,7 +93,7 @@ def create(
     request: IterationRequest, session: SessionDep, response: Response, once: OnceDep
 ) -> IterationRead:
     """Start a run of `count` iterations; answers with the first one. Repeat safely with an
-    `Idempotency-Key`."""
+    `Idempotency-Key`. With `baseline` a second run starts, `baseline_run_id` in the answer."""
 
     def start() -> IterationRead:
         return read(session, start_run(session, request)[0])
@@ -114,7 +126,7 @@ def get_iteration(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead
 
 @router.post("/iterations/{iteration_id}/cancel", status_code=202)
 def cancel(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
-    """Stop this iteration and those after it in its run. Idempotent.
+    """Stop this iteration and those after it in its run; a baseline goes on. Idempotent.
 
     The end is recorded here; the loop then ends the jobs, so a coordinator that dies in between
     leaves none at work.
@@ -137,15 +149,30 @@ def cancel(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
 
 
 @router.post("/iterations/{iteration_id}/resume", status_code=202)
-def resume(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
-    """Take a failed or cancelled iteration up where it ended; shards that are done stay done."""
+def resume(
+    iteration_id: uuid.UUID, session: SessionDep, change: Resume | None = None
+) -> IterationRead:
+    """Take a failed or cancelled iteration up where it ended; shards that are done stay done.
+
+    With `training` it trains with other settings on the pairs that it has.
+    """
     row = find(session, iteration_id, lock=True)
+    if row.pruned_at is not None:
+        raise Conflict(
+            f"iteration {iteration_id} was pruned and cannot be resumed; start a new one",
+            param="id",
+            code="iteration_pruned",
+        )
     if row.status not in (Status.failed, Status.cancelled):
         raise Conflict(
             f"iteration {iteration_id} is {row.status}; only a failed or cancelled one "
             "can be resumed",
             param="id",
         )
+    changed: dict[str, Any] = {}
+    if change is not None and change.training is not None:
+        changed = {"training": change.training.model_dump(mode="json")}
+        _change(session, row, changed)
     ended = select(Job).where(
         Job.iteration_id == row.id, Job.status.in_((Status.failed, Status.cancelled))
     )
@@ -155,14 +182,22 @@ def resume(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
     row.error, row.finished_at, row.stage_started_at = None, None, datetime.now(UTC)
     if row.pairing is not None and row.pairing["kept"] == 0:
         row.pairing = None
-    events.record(session, row.id, "status", "resumed")
+    events.record(session, row.id, "status", "resumed", **changed)
     session.flush()
     return read(session, row)
 
 
-@router.get("/iterations/{iteration_id}/report")
-def get_report(iteration_id: uuid.UUID, session: SessionDep) -> dict[str, Any]:
-    row = find(session, iteration_id)
-    if row.report is None:
-        raise Conflict(f"iteration {iteration_id} is {row.status}: its report is not there yet")
-    return row.report
+def _change(session: Session, row: Iteration, changed: dict[str, Any]) -> None:
+    """Replace its training's settings: of the job too, where there is one."""
+    row.config = row.config | changed
+    job = session.get(Job, job_id(row.id, "train"))
+    if job is None:
+        return
+    if job.status is Status.succeeded:
+        raise Conflict(
+            f"training: iteration {row.id} has trained; other settings need a new iteration",
+            param="training",
+        )
+    train = Services.from_settings().train
+    train.post(f"/jobs/{job.id}/cancel")  # it may not have heard yet that its iteration ended
+    train.post(f"/jobs/{job.id}/resume", changed)

@@ -1,4 +1,4 @@
-"""`python -m services.coordinator.loop`: advances iterations and re-sends what was lost.
+"""`python -m services.coordinator.loop`: advances iterations, re-sends what was lost, and prunes.
 
 Any number of replicas may run: rows are taken with `FOR NO KEY UPDATE SKIP LOCKED`. It sleeps on
 LISTEN and looks by itself once a second, so a notification that is lost costs a second.
@@ -15,18 +15,20 @@ import psycopg
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
+from services.coordinator import prune
 from services.coordinator.advance import Services, advance, fail, stop_jobs
 from shared import broker, jobs, log, recovery
 from shared.db import CHANNEL, transaction
 from shared.errors import PlatformError
-from shared.models import Iteration, Job
+from shared.models import Iteration, Job, JobKind
 from shared.settings import get_settings
 
 logger = logging.getLogger(__name__)
 
 
 def tick(services: Services) -> None:
-    """One look at everything: iterations not ended, jobs of ended ones, jobs without a message."""
+    """One look at everything: iterations not ended, jobs of ended ones, what pruned ones have left,
+    jobs without a message."""
     with transaction() as session:
         unfinished = session.scalars(
             select(Iteration.id)
@@ -36,11 +38,16 @@ def tick(services: Services) -> None:
         ended = session.scalars(
             select(Iteration.id)
             .join(Job, Job.iteration_id == Iteration.id)
-            .where(Iteration.finished_at.is_not(None), Job.status.in_(jobs.UNFINISHED))
+            .where(
+                Iteration.finished_at.is_not(None),
+                Job.status.in_(jobs.UNFINISHED),
+                Job.kind != JobKind.prune,
+            )
             .distinct()
         ).all()
     for iteration_id in (*unfinished, *ended):
         _take(services, iteration_id)
+    prune.send(services)
     sweep()
 
 
@@ -119,11 +126,12 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     settings, services = get_settings(), Services.from_settings()
-    waker = Waker(settings.database_url)
+    waker, retention = Waker(settings.database_url), prune.Retention()
     logger.info("loop started", extra={"at": datetime.now(UTC).isoformat()})
     while not stop.is_set():
         try:
             tick(services)
+            retention.look()
         except DBAPIError as error:
             logger.warning("database away: %s", type(error.orig).__name__)
         waker.wait(settings.loop_poll_seconds)

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, aliased
 from services.coordinator.iterations import find
 from services.coordinator.state import checkpoints, job_id
 from shared.db import SessionDep
-from shared.errors import Conflict
+from shared.errors import Conflict, Gone
 from shared.models import (
     Completion,
     Evaluation,
@@ -33,8 +33,8 @@ from shared.models import (
 
 router = APIRouter(tags=["iterations"])
 CHUNK = 1000
-NAMES = ("name", "dataset", "base_model")
-"""Of the config; what they name is hashed itself."""
+NOT_HASHED = ("name", "dataset", "base_model", "baseline")
+"""Of the config: what the first three name is hashed itself, the last one is another run."""
 
 
 class Part(BaseModel):
@@ -56,12 +56,14 @@ def get_manifest(iteration_id: uuid.UUID, session: SessionDep) -> Manifest:
     iteration = find(session, iteration_id)
     if iteration.status is not Status.succeeded:
         raise Conflict(f"iteration {iteration_id} is {iteration.status}: it has no manifest yet")
+    if iteration.pruned_at is not None:
+        raise Gone(f"iteration {iteration_id} was pruned: rows that its manifest hashes are gone")
     return manifest(session, iteration)
 
 
 def manifest(session: Session, iteration: Iteration) -> Manifest:
     parts = {
-        "config": _part([{k: v for k, v in iteration.config.items() if k not in NAMES}]),
+        "config": _part([{k: v for k, v in iteration.config.items() if k not in NOT_HASHED}]),
         "weights": _part(_weights(session, iteration)),
         "prompts": _part(_prompts(session, iteration)),
         "pairs": _part(_pairs(session, iteration)),

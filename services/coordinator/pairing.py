@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Iterator
 from itertools import groupby
 
-from sqlalchemy import and_, insert, select
+from sqlalchemy import and_, func, insert, select
 from sqlalchemy.orm import Session
 
 from services.coordinator.pairs import Candidate, Choice, choose_all
@@ -19,7 +19,7 @@ def make_pairs(session: Session, iteration: Iteration) -> dict[str, object]:
     """Insert the pairs; returns the report that `next_step` and the iteration's report read."""
     config = config_of(iteration)
     choices, report = choose_all(
-        _candidates(session, iteration.id),
+        candidates(session, iteration.id),
         rho=config.length_control.rho,
         max_parse_failure_fraction=config.pairing.max_parse_failure_fraction,
     )
@@ -29,13 +29,21 @@ def make_pairs(session: Session, iteration: Iteration) -> dict[str, object]:
     return report.as_json()
 
 
-def _candidates(session: Session, iteration_id: uuid.UUID) -> Iterator[tuple[int, list[Candidate]]]:
+def candidates(session: Session, iteration_id: uuid.UUID) -> Iterator[tuple[int, list[Candidate]]]:
     """(prompt id, its candidates), a prompt at a time."""
+    parsed = Completion.response_start.is_not(None)
     judged = and_(
         Judgment.completion_id == Completion.id, Judgment.job_id == job_id(iteration_id, "judge")
     )
     rows = session.execute(
-        select(Completion.prompt_id, Completion.id, Completion.response_tokens, Judgment.score)
+        select(
+            Completion.prompt_id,
+            Completion.id,
+            Completion.response_tokens,
+            Judgment.score,
+            and_(parsed, Judgment.score.is_(None)).label("unjudged"),
+            func.md5(Completion.output).label("output"),
+        )
         .outerjoin(Judgment, judged)
         .where(Completion.job_id == job_id(iteration_id, "generate"))
         .order_by(Completion.prompt_index, Completion.sample_index)
@@ -43,7 +51,13 @@ def _candidates(session: Session, iteration_id: uuid.UUID) -> Iterator[tuple[int
     )
     for prompt_id, group in groupby(rows, key=lambda row: row.prompt_id):
         assert prompt_id is not None
-        yield prompt_id, [Candidate(row.id, row.score, row.response_tokens) for row in group]
+        yield (
+            prompt_id,
+            [
+                Candidate(row.id, row.score, row.response_tokens, row.output, not row.unjudged)
+                for row in group
+            ],
+        )
 
 
 def _row(iteration_id: uuid.UUID, choice: Choice) -> dict[str, object]:

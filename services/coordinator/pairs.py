@@ -5,7 +5,9 @@ does not parse has no score and enters only as rejected: a prompt whose parsed r
 pair of their own offers its best one against an unparsed output, and such parse-failure pairs
 are admitted up to a share of the iteration's pairs.
 
-Ids and numbers only, no text: the choices of a whole iteration fit in memory.
+Two samples of the same text never make a pair, even where their token counts set them apart.
+
+Ids, numbers and hashes only, no text: the choices of a whole iteration fit in memory.
 """
 
 import enum
@@ -26,9 +28,13 @@ class DropReason(enum.StrEnum):
 
     tie = "tie"
     """Its best and its worst response score the same."""
+    same_output = "same_output"
+    """All its parsed outputs are one text."""
     single_response = "single_response"
     """One response parsed, and there is no other output."""
     no_parsed_response = "no_parsed_response"
+    unjudged = "unjudged"
+    """The judge gave no score to any response that parsed."""
     parse_failure_cap = "parse_failure_cap"
     """It had a parse-failure pair, one more than the iteration may have."""
 
@@ -40,6 +46,10 @@ class Candidate:
     """The judge's raw score; None where the output does not parse."""
     length: int
     """Tokens of the response."""
+    output: str
+    """A hash of the whole output: equal texts are told by it."""
+    judged: bool = True
+    """False where it parses and the judge gave no score: it is in no pair then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,37 +105,46 @@ def choose_all(
             choices.append(result)
         else:
             dropped[result] += 1
+    return settle(choices, dropped, max_parse_failure_fraction)
+
+
+def settle(
+    choices: Sequence[Choice], dropped: Counter[DropReason], max_parse_failure_fraction: float
+) -> tuple[list[Choice], PairingReport]:
+    """The choices that the cap on parse failures lets be pairs, and all prompts' counts."""
     kept, over_cap = cap_parse_failures(choices, max_parse_failure_fraction)
     if over_cap:
-        dropped[DropReason.parse_failure_cap] = len(over_cap)
+        dropped = dropped + Counter({DropReason.parse_failure_cap: len(over_cap)})
     return kept, _report(kept, dropped)
 
 
 def choose(prompt_id: int, candidates: Sequence[Candidate], rho: float) -> Choice | DropReason:
     """The pair of one prompt. Equal scores are told apart by the lower completion id."""
-    ordered = sorted(candidates, key=lambda candidate: candidate.completion_id)
+    judged = [candidate for candidate in candidates if candidate.judged]
+    ordered = sorted(judged, key=lambda candidate: candidate.completion_id)
     parsed = [(c, c.score) for c in ordered if c.score is not None]
     if not parsed:
-        return DropReason.no_parsed_response
-    scores = length_controlled([score for _, score in parsed], [c.length for c, _ in parsed], rho)
-    high, low = max(scores), min(scores)
-    best = _first_near(high, parsed, scores)
-    if high - low > TIE:
-        return Choice(prompt_id, best, _first_near(low, parsed, scores), high - low)
+        all_judged = len(judged) == len(candidates)
+        return DropReason.no_parsed_response if all_judged else DropReason.unjudged
+    values = length_controlled([score for _, score in parsed], [c.length for c, _ in parsed], rho)
+    scored = [(c, value) for (c, _), value in zip(parsed, values, strict=True)]
+    high = max(values)
+    best = _first_near(high, scored)
+    others = [(c, value) for c, value in scored if c.output != best.output]
+    if others:
+        low = min(value for _, value in others)
+        if high - low > TIE:
+            return Choice(prompt_id, best, _first_near(low, others), high - low)
     unparsed = next((c for c in ordered if c.score is None), None)
     if unparsed is not None:
         return Choice(prompt_id, best, unparsed, None)
-    return DropReason.tie if len(parsed) > 1 else DropReason.single_response
+    if others:
+        return DropReason.tie
+    return DropReason.same_output if len(parsed) > 1 else DropReason.single_response
 
 
-def _first_near(
-    target: float, parsed: Sequence[tuple[Candidate, float]], scores: Sequence[float]
-) -> Candidate:
-    return next(
-        candidate
-        for (candidate, _), score in zip(parsed, scores, strict=True)
-        if abs(score - target) <= TIE / 2
-    )
+def _first_near(target: float, scored: Sequence[tuple[Candidate, float]]) -> Candidate:
+    return next(candidate for candidate, value in scored if abs(value - target) <= TIE / 2)
 
 
 def cap_parse_failures(

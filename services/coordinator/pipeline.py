@@ -57,6 +57,10 @@ class Choose:
     """Take the best checkpoint, report, and finish."""
 
 
+RETRAIN = (
+    'POST …/resume tries it again, with {"training": {…}} as its body under other settings; what '
+    "was sampled and judged stays."
+)
 STAGES = ("generate", "pair", "train", "validate")
 """In their order; an iteration's own column says in which it is."""
 
@@ -114,11 +118,10 @@ def _first_error(state: State) -> Error | None:
     named += [("validate", job) for jobs in state.evaluations.values() for job in jobs]
     for stage, job in named:
         if job.status is Status.failed:
-            return (
-                {"code": "job_failed", "message": "no error recorded"}
-                | (job.error or {})
-                | {"stage": stage}
-            )
+            error = {"code": "job_failed", "message": "no error recorded"} | (job.error or {})
+            if stage == "train":
+                error["message"] += f"\n{RETRAIN}"
+            return error | {"stage": stage}
         if job.status is Status.cancelled:
             return {
                 "code": "job_cancelled",
@@ -137,6 +140,7 @@ def _no_pairs(pairing: Mapping[str, Any]) -> Error:
         "message": (
             f"none of the {pairing['prompts']} prompts gave a pair ({reasons}). Use more samples, "
             "a higher temperature, easier or harder prompts, or boundary: forced where the model "
-            "does not write the response marker by itself."
+            "does not write the response marker by itself. Where most are unjudged, "
+            "GET /jobs/{id}/judgments of the judge service says why, under details.reason."
         ),
     }

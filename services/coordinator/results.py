@@ -8,7 +8,8 @@ from sqlalchemy import and_, select
 from sqlalchemy.orm import aliased
 
 from services.coordinator.iterations import find
-from services.coordinator.state import job_id
+from services.coordinator.state import format_of, job_id
+from shared.answer_filter import visible
 from shared.db import SessionDep
 from shared.job_routes import Limit
 from shared.models import Completion, Judgment, Pair, Prompt
@@ -19,7 +20,8 @@ router = APIRouter(tags=["iterations"])
 
 
 class PairRead(BaseModel):
-    """A preference pair; whole outputs only with the key that may read thoughts."""
+    """A preference pair; whole outputs, and thoughts begun in a response, only with the key that
+    may read thoughts."""
 
     id: int
     prompt: str
@@ -40,7 +42,7 @@ def list_pairs(
     after: int | None = None,
     limit: Limit = 100,
 ) -> Page[PairRead]:
-    find(session, iteration_id)
+    fmt = format_of(find(session, iteration_id))
 
     chosen, rejected = aliased(Completion), aliased(Completion)
     query = (
@@ -55,8 +57,8 @@ def list_pairs(
         return PairRead(
             id=row.id,
             prompt=prompt,
-            chosen=chosen.response,
-            rejected=rejected.response,
+            chosen=chosen.response if thoughts else visible(chosen.response, fmt),
+            rejected=rejected.response if thoughts else visible(rejected.response, fmt),
             chosen_output=chosen.output if thoughts else None,
             rejected_output=rejected.output if thoughts else None,
             chosen_score=row.chosen_score,
@@ -68,7 +70,8 @@ def list_pairs(
 
 
 class CandidateRead(BaseModel):
-    """A sampled output with its score; the output itself only with the key that may read it."""
+    """A sampled output with its score; the output itself, and thoughts begun in the response, only
+    with the key that may read them."""
 
     id: int
     prompt: str
@@ -88,7 +91,7 @@ def list_completions(
     after: int | None = None,
     limit: Limit = 100,
 ) -> Page[CandidateRead]:
-    find(session, iteration_id)
+    fmt = format_of(find(session, iteration_id))
     judged = and_(
         Judgment.completion_id == Completion.id,
         Judgment.job_id == job_id(iteration_id, "judge"),
@@ -105,7 +108,7 @@ def list_completions(
             id=row.id,
             prompt=prompt,
             sample_index=row.sample_index,
-            response=row.response,
+            response=row.response if thoughts else visible(row.response, fmt),
             output=row.output if thoughts else None,
             score=score,
             thought_tokens=row.thought_tokens,

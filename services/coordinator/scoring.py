@@ -4,6 +4,8 @@ import math
 import random
 from collections.abc import Sequence
 
+from shared.normalize import normalized
+
 RESAMPLES = 2000
 SEED = 1
 CONFIDENCE = 0.95
@@ -18,26 +20,8 @@ def length_controlled(scores: Sequence[float], lengths: Sequence[float], rho: fl
     """
     if len(scores) != len(lengths):
         raise ValueError(f"{len(scores)} scores but {len(lengths)} lengths")
-    normal_scores, normal_lengths = _normalized(scores), _normalized(lengths)
+    normal_scores, normal_lengths = normalized(scores), normalized(lengths)
     return [s - rho * n for s, n in zip(normal_scores, normal_lengths, strict=True)]
-
-
-def _normalized(values: Sequence[float]) -> list[float]:
-    if not all(map(math.isfinite, values)):
-        raise ValueError("scores and lengths must be finite numbers")
-    if not _spread(values):
-        return [0.0] * len(values)
-    # Scaled to [-1, 1] first: squares of very large or small values leave a float's range.
-    scale = max(map(abs, values))
-    scaled = [value / scale for value in values]
-    mean = math.fsum(scaled) / len(scaled)
-    std = math.sqrt(math.fsum((value - mean) ** 2 for value in scaled) / len(scaled))
-    return [(value - mean) / std for value in scaled]
-
-
-def _spread(values: Sequence[float]) -> bool:
-    """Whether values differ by more than rounding, which normalizing would blow up to std 1."""
-    return bool(values) and not math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float, float]:

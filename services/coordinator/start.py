@@ -2,34 +2,63 @@
 
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from services.coordinator import datasets, events
+from services.coordinator.baseline import direct
+from shared import judge_addresses
 from shared.errors import InvalidRequest, NotFound
+from shared.judge_specs import VerifierSpec, with_model
 from shared.model_store import resolve
 from shared.models import Dataset, Iteration, IterationPrompt, Model, Prompt, Split
 from shared.schemas import IterationRequest
 
+Drawn = tuple[list[list[int]], list[int]]
+"""Ids of training prompts, a list an iteration, and of validation prompts."""
+
 
 def start_run(session: Session, request: IterationRequest) -> list[Iteration]:
-    """Insert the run's iterations with their prompts drawn; the loop takes them from there."""
+    """Insert the run's iterations with their prompts drawn, and those of its direct baseline if
+    one is wanted; the loop takes them from there. Returns the run's own."""
+    _refuse_untrainable(request)
     seed_model = resolve(session, request.base_model, param="base_model")
     run_id = uuid.uuid4()
     dataset = _dataset(session, request, run_id)
-    train, validation = _draw(session, request, dataset, seed_model)
+    prompts = _draw(session, request, dataset, seed_model)
+    request = _with_judges_resolved(session, request)
+    iterations = _insert_run(session, request, dataset, seed_model, prompts, run_id=run_id)
+    if request.baseline:
+        same = direct(request), dataset, seed_model, prompts
+        _insert_run(session, *same, run_id=uuid.uuid4(), baseline_of=run_id)
+    return iterations
+
+
+def _insert_run(
+    session: Session,
+    request: IterationRequest,
+    dataset: Dataset,
+    seed_model: Model,
+    prompts: Drawn,
+    **run: uuid.UUID,
+) -> list[Iteration]:
+    train, validation = prompts
     config = request.model_dump(mode="json", exclude={"prompts", "validation_prompts"})
-    config |= {"dataset": dataset.name, "base_model": str(seed_model.id)}
+    config |= {
+        "dataset": dataset.name,
+        "base_model": str(seed_model.id),
+        "prompts_per_iteration": len(train[0]),
+    }
     iterations = [
         Iteration(
             id=uuid.uuid4(),
-            run_id=run_id,
             number=number + 1,
             config=config,
             dataset_id=dataset.id,
             seed_model_id=seed_model.id,
+            **run,
         )
         for number in range(request.count)
     ]
@@ -40,6 +69,36 @@ def start_run(session: Session, request: IterationRequest) -> list[Iteration]:
         _insert_prompts(session, iteration, Split.validation, validation)
         events.record(session, iteration.id, "status", "queued")
     return iterations
+
+
+def _refuse_untrainable(request: IterationRequest) -> None:
+    """Outputs as long as they may be must fit into a pair, or the long ones would be left out."""
+    s, thinks = request.sampling, request.format.thinks
+    budget = s.max_response_tokens + (s.max_thought_tokens if thinks else 0)
+    if budget > request.training.max_length:
+        fields = "sampling.max_response_tokens" + (" + sampling.max_thought_tokens" * thinks)
+        raise InvalidRequest(
+            f"training.max_length: {request.training.max_length} tokens of prompt and output are "
+            f"fewer than {fields}, which are {budget}",
+            param="training.max_length",
+        )
+
+
+def _with_judges_resolved(session: Session, request: IterationRequest) -> IterationRequest:
+    """Judges that are registered models by their ids: a new version must not change a run."""
+    for spec in (request.judge, request.validation.judge):
+        if spec is not None:
+            judge_addresses.check(spec)
+    judge = with_model(request.judge, _resolver(session, "judge.model"))
+    validation = request.validation
+    if validation.judge is not None:
+        evaluator = with_model(validation.judge, _resolver(session, "validation.judge.model"))
+        validation = validation.model_copy(update={"judge": evaluator})
+    return request.model_copy(update={"judge": judge, "validation": validation})
+
+
+def _resolver(session: Session, param: str) -> Callable[[str], str]:
+    return lambda ref: str(resolve(session, ref, param=param).id)
 
 
 def _dataset(session: Session, request: IterationRequest, run_id: uuid.UUID) -> Dataset:
@@ -59,7 +118,7 @@ def _dataset(session: Session, request: IterationRequest, run_id: uuid.UUID) -> 
 
 def _draw(
     session: Session, request: IterationRequest, dataset: Dataset, seed_model: Model
-) -> tuple[list[list[int]], list[int]]:
+) -> Drawn:
     """Fresh training prompts for each iteration, and the validation prompts they share.
 
     Drawn by the sampling seed; prompts that made the base model are not taken again.
@@ -95,8 +154,11 @@ def _refuse_unjudgeable(
     session: Session, request: IterationRequest, dataset: Dataset, split: Split
 ) -> None:
     """The verifier can only score prompts that carry checks."""
-    if request.judge.kind != "verifier":
+    evaluates = split is Split.validation and request.validation.judge is not None
+    judge = request.validation.judge if evaluates else request.judge
+    if not isinstance(judge, VerifierSpec):
         return
+    param = "validation.judge.kind" if evaluates else "judge.kind"
     position = session.scalar(
         select(func.min(Prompt.position)).where(
             Prompt.dataset_id == dataset.id,
@@ -106,9 +168,9 @@ def _refuse_unjudgeable(
     )
     if position is not None:
         raise InvalidRequest(
-            f"judge.kind: the verifier needs checks on every prompt; prompt {position + 1} of "
+            f"{param}: the verifier needs checks on every prompt; prompt {position + 1} of "
             f"dataset {dataset.name!r} has none",
-            param="judge.kind",
+            param=param,
         )
 
 

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.coordinator.pipeline import JobView, State
+from shared.formats import ThoughtFormat
 from shared.models import Evaluation, Iteration, Job, Model
 from shared.schemas import IterationRequest
 
@@ -20,6 +21,11 @@ def job_id(iteration_id: uuid.UUID, step: str) -> uuid.UUID:
 
 def config_of(iteration: Iteration) -> IterationRequest:
     return IterationRequest.model_validate(iteration.config)
+
+
+def format_of(iteration: Iteration) -> ThoughtFormat:
+    # Of the config this only: an earlier version may have taken what this one would refuse.
+    return ThoughtFormat.model_validate(iteration.config["thought_format"])
 
 
 def read_state(session: Session, iteration: Iteration) -> State:

@@ -9,12 +9,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared import jobs
+from shared.answer_filter import visible
 from shared.app import create_app
 from shared.broker import send_after_commit
 from shared.db import SessionDep
 from shared.errors import InvalidRequest
+from shared.formats import ThoughtFormat
 from shared.idempotency import OnceDep
-from shared.job_routes import JobRead, Limit, find_job, jobs_router, read_job
+from shared.job_routes import JobRead, Limit, find_job, jobs_router, read_job, resume_router
 from shared.jobs import NewShard
 from shared.model_store import resolve
 from shared.models import Completion, IterationPrompt, JobKind
@@ -31,7 +33,8 @@ class CompletionRead(BaseModel):
     prompt_index: int
     sample_index: int
     response: str | None
-    """None where the output does not parse."""
+    """None where the output does not parse. Without the key that may read thoughts, also without
+    those that the model began in it."""
     output: str | None
     """Thought included; only with the key that may read thoughts."""
     thought_tokens: int
@@ -105,13 +108,14 @@ def list_completions(
     limit: Limit = 100,
 ) -> Page[CompletionRead]:
     job = find_job(session, job_id, (JobKind.generate,))
+    fmt = ThoughtFormat.model_validate(job.params["thought_format"])
 
     def read(row: Completion) -> CompletionRead:
         return CompletionRead(
             id=row.id,
             prompt_index=row.prompt_index,
             sample_index=row.sample_index,
-            response=row.response,
+            response=row.response if thoughts else visible(row.response, fmt),
             output=row.output if thoughts else None,
             thought_tokens=row.thought_tokens,
             response_tokens=row.response_tokens,
@@ -123,4 +127,4 @@ def list_completions(
     return page_by_number(session, query, Completion, after, limit, read)
 
 
-app = create_app("generate", router, jobs_router(JobKind.generate))
+app = create_app("generate", router, jobs_router(JobKind.generate), resume_router(JobKind.generate))

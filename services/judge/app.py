@@ -1,7 +1,7 @@
 """The judge service: takes scoring jobs, lists their judgments."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -9,17 +9,19 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared import jobs
+from shared import jobs, judge_addresses
 from shared.app import create_app
 from shared.broker import send_after_commit
 from shared.db import SessionDep
-from shared.errors import NotFound
+from shared.errors import Conflict, InvalidRequest, NotFound
 from shared.idempotency import OnceDep
-from shared.job_routes import JobRead, Limit, find_job, jobs_router, read_job
+from shared.job_routes import JobRead, Limit, find_job, jobs_router, read_job, resume_router
 from shared.jobs import NewShard
-from shared.models import JobKind, Judgment, Shard
+from shared.judge_specs import model_of, with_model
+from shared.model_store import resolve
+from shared.models import JobKind, Judgment, Shard, Status
 from shared.paging import Page, page_by_number
-from shared.schemas import JudgeRequest
+from shared.schemas import JudgeItem, JudgeRequest
 from shared.sharding import slices
 
 router = APIRouter(tags=["judge"])
@@ -29,7 +31,8 @@ class JudgmentRead(BaseModel):
     id: int
     item_index: int | None
     completion_id: int | None
-    score: float
+    score: float | None
+    """None where the judge gave none; `details.reason` says why."""
     judge: str
     details: dict[str, Any]
 
@@ -59,7 +62,10 @@ def _submit(
     step: str | None = None,
     iteration_id: uuid.UUID | None = None,
 ) -> JobRead:
-    params = request.model_dump(mode="json", exclude={"items"})
+    judge_addresses.check(request.judge)
+    judge = with_model(request.judge, lambda ref: _model_id(session, ref))
+    request = request.model_copy(update={"judge": judge})
+    params = request.model_dump(mode="json", exclude={"items"}) | {"model": model_of(judge)}
     job, is_new = jobs.submit(
         session,
         JobKind.judge,
@@ -77,9 +83,11 @@ def _submit(
 def _shards(session: Session, request: JudgeRequest) -> Iterator[NewShard]:
     """One shard for each of the generate job's, to be judged as soon as that one is done."""
     if request.generate_job_id is None:
-        for start, items in slices(request.items, request.shard_size):
+        for start, items in _inline(request):
             yield NewShard({"start": start, "items": [i.model_dump() for i in items]})
         return
+    if request.against_generate_job_id is not None:
+        _check_opponent(session, request.generate_job_id, request.against_generate_job_id)
     upstream = session.scalars(
         select(Shard.id).where(Shard.job_id == request.generate_job_id).order_by(Shard.index)
     ).all()
@@ -89,6 +97,43 @@ def _shards(session: Session, request: JudgeRequest) -> Iterator[NewShard]:
         )
     for shard_id in upstream:
         yield NewShard({"generate_shard_id": shard_id}, after_shard_id=shard_id)
+
+
+def _check_opponent(session: Session, ours: uuid.UUID, theirs: uuid.UUID) -> None:
+    """It must have all its responses, and to the same prompts. A job may also face itself."""
+    if ours == theirs:
+        return
+    opponent = find_job(session, theirs, (JobKind.generate,))
+    if opponent.status is not Status.succeeded:
+        raise Conflict(
+            f"against_generate_job_id: job {theirs} is {opponent.status}; it must have succeeded",
+            param="against_generate_job_id",
+        )
+    asked = [
+        session.scalars(
+            select(Shard.payload).where(Shard.job_id == job_id).order_by(Shard.index)
+        ).all()
+        for job_id in (ours, theirs)
+    ]
+    if asked[0] != asked[1]:
+        raise InvalidRequest(
+            f"against_generate_job_id: job {theirs} answers other prompts, or in other shards",
+            param="against_generate_job_id",
+        )
+
+
+def _model_id(session: Session, reference: str) -> str:
+    return str(resolve(session, reference, param="judge.model").id)
+
+
+def _inline(request: JudgeRequest) -> Iterator[tuple[int, Sequence[JudgeItem]]]:
+    """(offset, items); what is judged together is in one shard, however many that are."""
+    together = request.judge.compares
+    return slices(
+        request.items,
+        request.shard_size,
+        joined=lambda a, b: together and a.instruction == b.instruction,
+    )
 
 
 @router.get("/jobs/{job_id}/judgments")
@@ -107,4 +152,4 @@ def list_judgments(
     )
 
 
-app = create_app("judge", router, jobs_router(JobKind.judge))
+app = create_app("judge", router, jobs_router(JobKind.judge), resume_router(JobKind.judge))

@@ -3,21 +3,24 @@
 import uuid
 
 from fastapi import APIRouter
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.train import registry
+from services.train import prune, registry
 from shared import jobs
 from shared.app import create_app
 from shared.broker import send_after_commit
 from shared.db import SessionDep
+from shared.errors import Conflict
 from shared.idempotency import OnceDep
-from shared.job_routes import JobRead, jobs_router, read_job
+from shared.job_routes import JobRead, find_job, jobs_router, read_job, resume
 from shared.jobs import NewShard
 from shared.model_store import resolve
-from shared.models import JobKind
-from shared.schemas import TrainRequest
+from shared.models import Job, JobKind, Shard, Status
+from shared.schemas import Resume, Training, TrainRequest
 
 router = APIRouter(tags=["train"])
+KINDS = (JobKind.train, JobKind.register, JobKind.prune)
 
 
 @router.post("/train", status_code=202)
@@ -54,4 +57,28 @@ def _submit(
     return read_job(session, job)
 
 
-app = create_app("train", router, registry.router, jobs_router(JobKind.train, JobKind.register))
+@router.post("/jobs/{job_id}/resume", status_code=202)
+def resume_job(job_id: uuid.UUID, session: SessionDep, change: Resume | None = None) -> JobRead:
+    """Take a failed or cancelled job up again where it ended; others stay as they are. With
+    `training` it begins anew, on the same pairs, with other settings."""
+    job = find_job(session, job_id, KINDS)
+    if change is not None and change.training is not None:
+        _change(session, job, change.training)
+    return resume(session, job_id)
+
+
+def _change(session: Session, job: Job, training: Training) -> None:
+    job = jobs.get(session, job.id, lock=True)
+    if job.kind is not JobKind.train or job.status not in (Status.failed, Status.cancelled):
+        raise Conflict(
+            f"training: {job.kind} job {job.id} is {job.status}; only a training that failed or "
+            "was cancelled takes other settings",
+            param="training",
+        )
+    job.params = job.params | {"training": training.model_dump(mode="json")}
+    for shard in session.scalars(select(Shard).where(Shard.job_id == job.id)):
+        # What running out of memory has made of the settings before.
+        shard.payload = {k: v for k, v in shard.payload.items() if k != "smaller"}
+
+
+app = create_app("train", router, registry.router, prune.router, jobs_router(*KINDS))

@@ -12,17 +12,21 @@ from sqlalchemy.orm import Session
 from shared import jobs
 from shared.broker import send_after_commit
 from shared.db import SessionDep, notify
-from shared.errors import NotFound
+from shared.errors import Conflict, NotFound
 from shared.formats import ThoughtFormat
 from shared.idempotency import OnceDep
 from shared.job_routes import Limit, unix
 from shared.jobs import NewShard
-from shared.model_store import find, ref, resolve
+from shared.model_store import find, pruned, ref, resolve
 from shared.models import Job, JobKind, Model, Status
 from shared.paging import Page, page
-from shared.schemas import Effort, ModelRegistration, Name, Promotion, Strict
+from shared.schemas import Effort, ModelRegistration, Name, Promotion
+from shared.strict import Strict
 
 router = APIRouter(tags=["models"])
+
+
+ModelStatus = Literal["registering", "ready", "failed", "pruned"]
 
 
 class ModelRead(BaseModel):
@@ -31,7 +35,7 @@ class ModelRead(BaseModel):
     ref: str
     name: str | None
     version: int | None
-    status: Literal["registering", "ready", "failed"]
+    status: ModelStatus
     error: dict[str, Any] | None
     source: str
     weights_sha256: str | None
@@ -55,17 +59,13 @@ class Release(Strict):
 
 def read_model(session: Session, model: Model) -> ModelRead:
     job = session.get(Job, model.job_id) if model.path is None and model.job_id else None
-    failed = job is not None and job.status in (Status.failed, Status.cancelled)
-    status: Literal["registering", "ready", "failed"] = (
-        "ready" if model.path is not None else "failed" if failed else "registering"
-    )
     return ModelRead(
         id=model.id,
         object="model",
         ref=ref(model),
         name=model.name,
         version=model.version,
-        status=status,
+        status=_status(model, job),
         error=job.error if job else None,
         source=model.source,
         weights_sha256=model.weights_sha256,
@@ -80,6 +80,15 @@ def read_model(session: Session, model: Model) -> ModelRead:
         promoted_at=unix(model.promoted_at),
         thought_budgets=model.thought_budgets,
     )
+
+
+def _status(model: Model, job: Job | None) -> ModelStatus:
+    if model.path is not None:
+        return "ready"
+    if pruned(model):
+        return "pruned"
+    failed = job is not None and job.status in (Status.failed, Status.cancelled)
+    return "failed" if failed else "registering"
 
 
 @router.post("/models", status_code=202)
@@ -110,13 +119,8 @@ def _register(session: Session, request: ModelRegistration) -> ModelRead:
 @router.put("/models/{model_id}/release")
 def release(model_id: uuid.UUID, request: Release, session: SessionDep) -> ModelRead:
     """Name a checkpoint. Repeating it changes nothing."""
-    model = resolve(session, str(model_id), param="model_id")
-    if model.name is None:
-        model.version = _next_version(session, request.name)
-        model.name = request.name
-        model.thought_format = request.thought_format.model_dump()
-        model.lineage = model.lineage | request.lineage
-        session.flush()
+    model = resolve(session, str(model_id), param="model_id", change=True)
+    _name(session, model, request.name, request.thought_format.model_dump(), request.lineage)
     return read_model(session, model)
 
 
@@ -145,13 +149,51 @@ def get_model(reference: str, session: SessionDep) -> ModelRead:
 @router.post("/models/{reference}/promote")
 def promote(reference: str, session: SessionDep, promotion: Promotion | None = None) -> ModelRead:
     """Serve this model in chat from now on. The swap happens without a restart."""
-    model = resolve(session, reference, param="model")
+    promotion = promotion or Promotion()
+    model = resolve(session, reference, param="model", change=True)
+    _name_promoted(session, model, promotion)
     model.promoted_at = datetime.now(UTC)
-    if promotion is not None and promotion.thought_budgets is not None:
+    if promotion.thought_budgets is not None:
         model.thought_budgets = dict(promotion.thought_budgets.items())
     notify(session, f"promoted {model.id}")
     session.flush()
     return read_model(session, model)
+
+
+def _name_promoted(session: Session, model: Model, promotion: Promotion) -> None:
+    """Chat serves models by their names, so a checkpoint is promoted with one."""
+    fmt = promotion.format.model_dump() if promotion.format else None
+    if promotion.name is not None:
+        parent = session.get(Model, model.parent_id) if model.parent_id else None
+        inherited = parent.thought_format if parent else None
+        _name(session, model, promotion.name, fmt or inherited, {})
+    if model.name is None:
+        raise Conflict(
+            "name: this checkpoint has no name that chat could serve it by; promote it with a "
+            "`name`, and it becomes the next version of that family",
+            param="name",
+            code="name_required",
+        )
+    if promotion.name not in (None, model.name):
+        raise Conflict(f"name: this model is {ref(model)} already", param="name")
+    if fmt not in (None, model.thought_format):
+        raise Conflict(
+            f"thought_format: {ref(model)} has its own; a promotion sets that of a checkpoint "
+            "which it names",
+            param="thought_format",
+        )
+
+
+def _name(
+    session: Session, model: Model, name: str, fmt: dict[str, Any] | None, lineage: dict[str, Any]
+) -> None:
+    """Make a checkpoint the next version of a family, unless it has its name already."""
+    if model.name is None:
+        model.version = _next_version(session, name)
+        model.name = name
+        model.thought_format = fmt
+        model.lineage = model.lineage | lineage
+        session.flush()
 
 
 def _next_version(session: Session, name: str) -> int:

@@ -45,19 +45,18 @@ def chat(url: str, model: str, *, stream: bool) -> load.Request:
 
 
 def direct(engine_url: str) -> load.Request:
-    """The gateway's three requests, made by hand: render, think, answer."""
+    """The gateway's two requests, made by hand: render and think, answer."""
     prompt = [{"role": "user", "content": GENERIC.prompt(QUESTION["content"])}]
+    sampling = {"max_tokens": 1024, "temperature": 1.0, "top_p": 1.0, "seed": 1}
+    sampling["return_token_ids"] = True
+    stop = {"stop": [GENERIC.response_marker], "include_stop_str_in_output": True}
+    thinking = {"messages": prompt, **sampling, **stop, "skip_special_tokens": False}
 
     async def request(http: aiohttp.ClientSession) -> None:
-        rendered = await post(http, f"{engine_url}/tokenize", {"messages": prompt})
-        sampling = {"max_tokens": 1024, "temperature": 1.0, "top_p": 1.0, "seed": 1}
-        sampling["return_token_ids"] = True
-        stop = {"stop": [GENERIC.response_marker], "include_stop_str_in_output": True}
-        phase = {"prompt": rendered["tokens"], **sampling, **stop}
-        thought = await post(http, f"{engine_url}/v1/completions", phase)
-        ids = [*rendered["tokens"], *thought["choices"][0]["token_ids"]]
-        phase = {"prompt": ids, **sampling, "stream": True}
-        await _answer(http, f"{engine_url}/v1/completions", phase)
+        thought = await post(http, f"{engine_url}/v1/chat/completions", thinking)
+        ids = [*thought["prompt_token_ids"], *thought["choices"][0]["token_ids"]]
+        answering = {"prompt": ids, **sampling, "stream": True, "skip_special_tokens": False}
+        await _answer(http, f"{engine_url}/v1/completions", answering)
 
     return request
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx2
 import uvloop
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +20,7 @@ from tests.bench.chat_servers import prefix_cache, real_vllm
 from tests.bench.load import post
 
 QUESTION = "What is 17 + 25?"
+MESSAGES = [{"role": "user", "content": GENERIC.prompt(QUESTION)}]
 NO_END = {"2": -100}
 """SmolLM2's end of turn, kept out of answers."""
 Ask = Callable[[aiohttp.ClientSession, int], Awaitable[int]]
@@ -31,10 +33,10 @@ def measure(folder: Path, console: Console, rounds: int, _: float) -> None:
     """Tokens per second of real vLLM: the gateway, the same two phases by hand, and one pass in
     which the thought is only filtered from the answer."""
     with real_vllm(folder / "data", "thinker") as (url, engine_url):
-        before = prefix_cache(engine_url)
+        before, marker = prefix_cache(engine_url), _marker(engine_url)
         sides: dict[str, Callable[[aiohttp.ClientSession, int], Awaitable[int]]] = {
             "one pass": partial(one_pass, engine_url),
-            "two phases": partial(two_phases, engine_url),
+            "two phases": partial(two_phases, engine_url, marker),
             "gateway": partial(through, url),
         }
         rates: dict[str, list[float]] = {side: [] for side in sides}
@@ -52,6 +54,13 @@ def measure(folder: Path, console: Console, rounds: int, _: float) -> None:
         table.add_row(side, f"{rate:.1f}", f"{by_hand:.3f}", f"{single:.3f}")
     console.print(table)
     console.print(f"prefix cache: {hits / queries:.1%} of {queries:.0f} prompt tokens were in it")
+
+
+def _marker(engine_url: str) -> list[int]:
+    """What closes a thought that is over its budget; the gateway looks it up once as well."""
+    body = {"prompt": "\n" + GENERIC.response_marker, "add_special_tokens": False}
+    ids: list[int] = httpx2.post(f"{engine_url}/tokenize", json=body).json()["tokens"]
+    return ids
 
 
 async def _tokens_per_second(ask: Ask, round_: int) -> float:
@@ -81,35 +90,30 @@ async def through(url: str, http: aiohttp.ClientSession, seed: int) -> int:
     return int(answer["usage"]["completion_tokens"])
 
 
-async def two_phases(engine_url: str, http: aiohttp.ClientSession, seed: int) -> int:
+async def two_phases(
+    engine_url: str, marker: list[int], http: aiohttp.ClientSession, seed: int
+) -> int:
     """What the gateway asks of the engine, by hand."""
-    messages = [{"role": "user", "content": GENERIC.prompt(QUESTION)}]
-    rendered = await post(http, f"{engine_url}/tokenize", {"messages": messages})
     stop = {"stop": [GENERIC.response_marker], "include_stop_str_in_output": True}
-    thought = await _completion(http, engine_url, rendered["tokens"], seed, **stop)
-    marker = {"prompt": "\n" + GENERIC.response_marker, "add_special_tokens": False}
-    closing = await post(http, f"{engine_url}/tokenize", marker)
-    ids = [*rendered["tokens"], *thought, *closing["tokens"]]
-    answer = await _completion(
-        http, engine_url, ids, respond_seed(seed), logit_bias=NO_END,
-        max_tokens=2 * PHASE_TOKENS - len(thought),
-    )  # fmt: skip
-    return len(thought) + len(answer)
+    phase = {"messages": MESSAGES, "skip_special_tokens": False, **stop}
+    thought = await _sample(http, f"{engine_url}/v1/chat/completions", phase, seed)
+    written = thought["choices"][0]["token_ids"]
+    phase = {"prompt": [*thought["prompt_token_ids"], *written, *marker], "logit_bias": NO_END}
+    phase["max_tokens"] = 2 * PHASE_TOKENS - len(written)
+    answer = await _sample(http, f"{engine_url}/v1/completions", phase, respond_seed(seed))
+    return len(written) + len(answer["choices"][0]["token_ids"])
 
 
 async def one_pass(engine_url: str, http: aiohttp.ClientSession, seed: int) -> int:
     """Thought and answer in one request, as a proxy that filters would ask for them."""
-    messages = [{"role": "user", "content": GENERIC.prompt(QUESTION)}]
-    rendered = await post(http, f"{engine_url}/tokenize", {"messages": messages})
-    wanted = {"max_tokens": 2 * PHASE_TOKENS, "logit_bias": NO_END}
-    return len(await _completion(http, engine_url, rendered["tokens"], seed, **wanted))
+    wanted = {"messages": MESSAGES, "max_tokens": 2 * PHASE_TOKENS, "logit_bias": NO_END}
+    answer = await _sample(http, f"{engine_url}/v1/chat/completions", wanted, seed)
+    return len(answer["choices"][0]["token_ids"])
 
 
-async def _completion(
-    http: aiohttp.ClientSession, engine_url: str, ids: list[int], seed: int, **more: Any
-) -> list[int]:
-    body = {"prompt": ids, "max_tokens": PHASE_TOKENS, "temperature": 1.0, "seed": seed}
-    body |= {"return_token_ids": True, **more}
-    answer = await post(http, f"{engine_url}/v1/completions", body)
-    made: list[int] = answer["choices"][0]["token_ids"]
-    return made
+async def _sample(
+    http: aiohttp.ClientSession, url: str, fields: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    body = {"max_tokens": PHASE_TOKENS, "temperature": 1.0, "seed": seed, "return_token_ids": True}
+    answer: dict[str, Any] = await post(http, url, body | fields)
+    return answer

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import psutil
-import psycopg
 
 from services.cli.client import Object
 from tests.chaos.disturbances import Disturbance
-from tests.chaos.platform import ChaosPlatform
-from tests.chaos.points import Passage
+from tests.chaos.platform import SHARD_OUTPUTS, ChaosPlatform
 
 
 @dataclass(frozen=True)
@@ -24,24 +22,26 @@ class Reference:
 
     manifest: Object
     seconds: float
+    sampled: int
+    """Outputs that were asked for."""
     points: list[str]
     """In the order in which they were passed first."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    name: str
     kills: int
-    status: str
     problem: str | None
     """How its manifest differs, or why it did not succeed."""
     lost: int
     doubled: int
-    redone: int
-    """Shards that were begun again."""
+    undone: int
+    """Orders whose point nobody passed, and acts for which the iteration ended too soon."""
+    again: float
+    """Outputs that were sampled again, in shards."""
     seconds: float
-    recovery: float | None
-    """From the kill to the next sign of a process of that role."""
+    recovery: float
+    """Seconds that it took longer than the undisturbed one."""
 
 
 def reference(platform: ChaosPlatform) -> Reference:
@@ -57,7 +57,7 @@ def reference(platform: ChaosPlatform) -> Reference:
         manifests.append(platform.manifest(iteration["id"]))
         points = list(dict.fromkeys(p.point for p in platform.passages()))
     assert manifests[0]["parts"] == manifests[1]["parts"], "undisturbed runs differ"
-    return Reference(manifests[0], seconds, points)
+    return Reference(manifests[0], seconds, platform.sampled(), points)
 
 
 def disturb(platform: ChaosPlatform, expected: Reference, how: Disturbance) -> Outcome:
@@ -68,33 +68,35 @@ def disturb(platform: ChaosPlatform, expected: Reference, how: Disturbance) -> O
         platform.order(order)
     started = time.monotonic()
     run_id = platform.start()
-    acts, kills = _acts(platform, how, started), []
+    acts, kills, faults = _acts(platform, how, started), 0, list[str]()
     sleeper = _Sleeper(platform)
 
     def meanwhile() -> None:
+        nonlocal kills
         sleeper.look()
         while acts and acts[0][0] <= time.monotonic():
-            if acts.pop(0)[1]() is not None:
-                kills.append(time.time())
+            try:
+                kills += acts.pop(0)[1]() is not None
+            except (AssertionError, psutil.TimeoutExpired) as fault:
+                faults.append(str(fault))
 
     iteration = platform.ended(run_id, meanwhile)
     sleeper.wake()
     seconds = time.monotonic() - started
     if how.after is not None:
         how.after(platform)
-    taken = [path.stat().st_ctime for path in platform.taken()]
-    kinds = {order.action for order in how.orders}
+    taken = len(platform.taken())
+    killed = taken if any(order.action == "kill" for order in how.orders) else 0
     problem, lost, doubled = _compare(platform, expected, iteration)
     return Outcome(
-        name=how.name,
-        kills=len(kills) + (len(taken) if "kill" in kinds else 0),
-        status=iteration["status"],
-        problem=problem,
+        kills=kills + killed,
+        problem="; ".join(faults) or problem,
         lost=lost,
         doubled=doubled,
-        redone=_redone(platform, iteration["id"]),
+        undone=len(how.orders) - taken + len(acts),
+        again=(platform.sampled() - expected.sampled) / SHARD_OUTPUTS,
         seconds=seconds,
-        recovery=_recovery(platform.passages(), taken, how) if "kill" in kinds else None,
+        recovery=seconds - expected.seconds,
     )
 
 
@@ -152,21 +154,3 @@ def _compare(
     ]
     problem = f"differs in {', '.join(differing)}" if differing else None
     return problem, -sum(min(0, d) for d in differences), sum(max(0, d) for d in differences)
-
-
-def _redone(platform: ChaosPlatform, iteration_id: str) -> int:
-    query = (
-        "SELECT coalesce(sum(attempt - 1), 0) FROM shards JOIN jobs ON jobs.id = job_id"
-        " WHERE iteration_id = %s AND attempt > 1"
-    )
-    with psycopg.connect(platform.database_url) as connection:
-        row = connection.execute(query, [iteration_id]).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def _recovery(passages: list[Passage], taken: list[float], how: Disturbance) -> float | None:
-    if not taken:
-        return None
-    role = how.orders[0].point.partition(":")[0]
-    return next((p.at - taken[0] for p in passages if p.role == role and p.at > taken[0]), None)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import psutil
 import redis
@@ -16,7 +17,13 @@ from tests.chaos.points import Order
 
 STAGES = ("generate", "judge", "train_job", "train", "register")
 SKEWED = ("loop", "worker", "generate", "judge", "train_job", "generate-service")
+LASTING = (
+    *("loop", "worker", "inference"),
+    *("coordinator-service", "generate-service", "judge-service", "train-service"),
+)
 AWAY_SECONDS = 3.0
+MINUTE = 60.0
+STOP_SECONDS = 30.0
 Act = Callable[[ChaosPlatform], object]
 
 
@@ -68,25 +75,44 @@ def messages() -> Iterator[Disturbance]:
 
 
 def servers(seconds: float, rng: random.Random) -> Iterator[Disturbance]:
-    """Valkey emptied or away, Postgres restarted or away."""
+    """Valkey emptied or away, Postgres away: for moments at random times, and for a minute."""
 
     def flush(platform: ChaosPlatform) -> None:
         redis.Redis.from_url(platform.valkey_url.replace("redis+socket", "unix")).flushall()
 
-    def restart_valkey(platform: ChaosPlatform) -> None:
+    def valkey_away(platform: ChaosPlatform, away: float) -> None:
         platform.valkey.stop()
-        time.sleep(AWAY_SECONDS)
+        time.sleep(away)
         platform.valkey.start()
 
-    def restart_postgres(platform: ChaosPlatform) -> None:
+    def postgres_away(platform: ChaosPlatform, away: float) -> None:
         platform.postgres.stop()
-        time.sleep(AWAY_SECONDS)
+        time.sleep(away)
+        status = platform.status()
         platform.postgres.start()
+        assert status == 503, f"without its database the coordinator answers {status}"
 
-    for at in (rng.uniform(0, seconds) for _ in range(3)):
+    for away in (AWAY_SECONDS, AWAY_SECONDS, MINUTE):
+        at = rng.uniform(0, seconds)
         yield Disturbance(f"Valkey flushed after {at:.1f} s", acts=[(at, flush)])
-        yield Disturbance(f"Valkey away after {at:.1f} s", acts=[(at, restart_valkey)])
-        yield Disturbance(f"Postgres away after {at:.1f} s", acts=[(at, restart_postgres)])
+        for name, act in (("Valkey", valkey_away), ("Postgres", postgres_away)):
+            how = f"{name} away after {at:.1f} s for {away:.0f} s"
+            yield Disturbance(how, acts=[(at, partial(act, away=away))])
+
+
+def stops(seconds: float, rng: random.Random) -> Iterator[Disturbance]:
+    """An orderly stop of each process, which has 30 s for it."""
+
+    def stop(platform: ChaosPlatform, role: str) -> None:
+        for name, process in processes():
+            if name == role:
+                process.terminate()
+                process.wait(STOP_SECONDS)
+
+    for role in LASTING:
+        at = rng.uniform(0, seconds)
+        name = f"SIGTERM to {role} after {at:.1f} s"
+        yield Disturbance(name, acts=[(at, partial(stop, role=role))])
 
 
 def suspensions(points: list[str]) -> Iterator[Disturbance]:

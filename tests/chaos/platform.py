@@ -23,6 +23,7 @@ from services.cli.valkey import Valkey
 from tests import scripted_engine
 from tests.chaos.points import Order, Passage, give, role
 from tests.data_servers import DataServer, serving
+from tests.engine_scripts import some_good_some_bad
 from tests.scripted_engine import ScriptedEngine
 from tests.waiting import until
 from tests.workers import tiny_model
@@ -50,6 +51,8 @@ class ChaosPlatform:
     database_url: str
     """Psycopg's."""
     lease_seconds: float
+    engines: list[ScriptedEngine]
+    """Those that outputs are sampled from."""
     seconds: list["Companion"] = field(default_factory=list)
 
     def start(self) -> str:
@@ -67,9 +70,13 @@ class ChaosPlatform:
         return str(run["run_id"])
 
     def ended(self, run_id: str, meanwhile: Callable[[], object] = lambda: None) -> Object:
+        """The run's iteration at its end; one that does not come to it is cancelled, and comes
+        back as it was."""
         deadline = time.monotonic() + ITERATION_SECONDS
         while (found := self._iteration(run_id)) is None or found["status"] not in FINAL:
-            assert time.monotonic() < deadline, f"run {run_id} did not end: {found}"
+            if found is not None and time.monotonic() > deadline:
+                self.client.cancel(found["id"])
+                return found
             meanwhile()
             for second in self.seconds:
                 second.look()
@@ -82,11 +89,20 @@ class ChaosPlatform:
             return self.client.iterations(run_id)[0]
         return None
 
+    def status(self) -> int:
+        """With which the coordinator answers."""
+        return httpx2.get(f"{self.client.url}/iterations", timeout=30).status_code
+
     def manifest(self, iteration_id: str) -> Object:
         answer = httpx2.get(f"{self.client.url}/iterations/{iteration_id}/manifest", timeout=30)
         answer.raise_for_status()
         manifest: Object = answer.json()
         return manifest
+
+    def sampled(self) -> int:
+        """Outputs that the engines were asked for since `forget`."""
+        bodies = [body for engine in self.engines for body in engine.requests]
+        return sum(body.get("n", 1) for body in bodies if body["max_tokens"] > 1)
 
     def order(self, order: Order) -> None:
         give(self.folder, order)
@@ -106,6 +122,8 @@ class ChaosPlatform:
         (self.folder / "passed").write_text("")
         (self.folder / "messages").unlink(missing_ok=True)
         (self.folder / "skew.json").unlink(missing_ok=True)
+        for engine in self.engines:
+            engine.requests.clear()
 
 
 def processes() -> list[tuple[str, psutil.Process]]:
@@ -126,25 +144,19 @@ def _prompt(n: int) -> Object:
     return {"text": f"Say something, number {n}.", "checks": [{"kind": "words", "at_most": 3}]}
 
 
+SAMPLES = 4
+SHARD_OUTPUTS = 2 * SAMPLES
 CONFIG: Object = {
     "name": "chaos",
     "base_model": "seed",
     "thought_format": "specific",
     "prompts": [_prompt(n) for n in range(12)],
     "validation_prompts": [_prompt(n) for n in range(100, 104)],
-    "shard_size": 4,
-    "sampling": {"samples": 4, "max_thought_tokens": 60, "max_response_tokens": 60},
+    "shard_size": 2,
+    "sampling": {"samples": SAMPLES, "max_thought_tokens": 60, "max_response_tokens": 60},
     "training": {"batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-4, "epochs": 2},
     "promote": "always",
 }
-
-
-def some_good_some_bad(text: str, seed: int) -> str:
-    """Of the words asked for, or more; one in eight without a marker."""
-    words = "word " * (1 + seed % 5)
-    if not text.endswith("assistant\n"):
-        return words
-    return f"hm, {seed % 7} it is. {'<R>' if seed % 8 else ''} {words}"
 
 
 class Companion:
@@ -187,7 +199,10 @@ def chaos_platform(
     for name in ("orders", "taken"):
         (orders / name).mkdir(parents=True)
     tiny = tiny_model.write(folder / "tiny", max_positions=1024)
-    engines = [ScriptedEngine(tiny, some_good_some_bad, max_model_len=1024) for _ in range(3)]
+    engines = [
+        ScriptedEngine(tiny, some_good_some_bad, max_model_len=1024, token_seconds=0.002)
+        for _ in range(3)
+    ]
     with ExitStack() as stack:
         urls = [stack.enter_context(scripted_engine.running(engine)) for engine in engines]
         # A Unix socket's path is short.
@@ -202,6 +217,8 @@ def chaos_platform(
             "FORETHOUGHT_MODEL_STORE": str(data.models.absolute()),
             "FORETHOUGHT_WORKER_ENGINE_URL": urls[0],
             "FORETHOUGHT_INFERENCE_ENGINE_URL": urls[1],
+            # A shard fills the engine.
+            "FORETHOUGHT_MAX_NUM_SEQS": str(SHARD_OUTPUTS // 2),
             "FORETHOUGHT_LEASE_SECONDS": str(lease_seconds),
             "FORETHOUGHT_HEARTBEAT_SECONDS": str(lease_seconds / 5),
             "FORETHOUGHT_RESEND_AFTER_SECONDS": str(lease_seconds / 2),
@@ -219,6 +236,7 @@ def chaos_platform(
             valkey_url=valkey.url,
             database_url=postgres.url.replace("+psycopg", ""),
             lease_seconds=lease_seconds,
+            engines=[engines[0], engines[2]],
         )
         platform.forget()
         env = _environment_of("loop") | {"FORETHOUGHT_WORKER_ENGINE_URL": urls[2]}

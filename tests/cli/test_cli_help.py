@@ -12,19 +12,20 @@ from services.cli.datadir import DataDir
 from services.cli.main import app
 
 runner = CliRunner()
-COMMANDS = ("up", "demo", "iterate", "chat", "doctor")
+COMMANDS = ("up", "demo", "iterate", "report", "chat", "prune", "doctor")
+EXPORTS = ("alpaca-eval", "arena-hard", "preferences")
 
 
 def test_help_lists_the_commands() -> None:
     result = runner.invoke(app, ["--help"])
     assert result.exit_code == 0
-    for command in COMMANDS:
+    for command in (*COMMANDS, "export"):
         assert f" {command} " in result.output
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_help(command: str) -> None:
-    result = runner.invoke(app, [command, "--help"])
+@pytest.mark.parametrize("command", [[c] for c in COMMANDS] + [["export", e] for e in EXPORTS])
+def test_each_command_has_help(command: list[str]) -> None:
+    result = runner.invoke(app, [*command, "--help"])
     assert result.exit_code == 0
     assert "--data-dir" in result.output
 

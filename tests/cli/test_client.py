@@ -1,12 +1,15 @@
 """The REST client: what it sends, and how it words what goes wrong."""
 
+import json
 from collections.abc import Callable
 
 import httpx2
 import pytest
+from typer.testing import CliRunner
 
 from services.cli.client import Client, RequestFailed
 from services.cli.errors import CliError
+from services.cli.main import app
 
 
 def client(handler: Callable[[httpx2.Request], httpx2.Response]) -> Client:
@@ -64,6 +67,26 @@ def test_iterations_come_in_their_order() -> None:
     rows = [{"number": 2}, {"number": 1}]
     found = client(lambda _: httpx2.Response(200, json={"data": rows})).iterations("run")
     assert [row["number"] for row in found] == [1, 2]
+
+
+def test_pruning_says_what_it_would_delete(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(json.loads(request.content))
+        found = {"iterations": 2, "completions": 72, "checkpoints": 3, "bytes": 3 * 2**20}
+        return httpx2.Response(200, json=found)
+
+    monkeypatch.setattr("services.cli.main.Client", lambda url: client(answer))
+    for more, words in (["--dry-run"], "would delete"), ([], "deleting"):
+        result = CliRunner().invoke(app, ["prune", "--older-than", "30", *more])
+        assert result.output == (
+            f"{words}: 72 completions and 3 checkpoints (3.0 MiB) of 2 iterations\n"
+        )
+    assert seen == [
+        {"older_than_days": 30.0, "dry_run": True},
+        {"older_than_days": 30.0, "dry_run": False},
+    ]
 
 
 def test_waiting_for_a_model_ends_when_it_is_ready() -> None:

@@ -41,6 +41,9 @@ def test_it_starts_once_serves_and_stops_without_a_trace(
     url = data.running_url()
     assert url is not None
     assert httpx2.get(f"{url}/readyz").json()["broker"] == "ok"
+    (data.files / "mine.jsonl").write_text('{"text": "Name a river."}')
+    made = httpx2.post(f"{url}/datasets", json={"name": "mine", "path": "mine.jsonl"})
+    assert made.status_code == 201, made.text
 
     again = subprocess.run([*UP, "--data-dir", str(data.root)], capture_output=True, text=True)
     assert again.returncode == 1

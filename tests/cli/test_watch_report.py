@@ -15,10 +15,22 @@ REPORT: dict[str, Any] = {
     "completions": 192,
     "parse_rate": 0.9375,
     "truncated": 11,
-    "pairs": {"kept": 31, "parse_failure": 3, "dropped": {"tie": 15, "all_unparsed": 2}},
+    "pairs": {
+        "kept": 31,
+        "parse_failure": 3,
+        "by_length_alone": 4,
+        "dropped": {"tie": 15, "no_parsed_response": 2},
+    },
     "chosen_length": 41.25,
     "rejected_length": 44.0,
-    "training": {"first_loss": 0.6931, "last_loss": 0.6712, "reward_margin": 0.04, "steps": 4},
+    "training": {
+        "pairs": 30,
+        "pairs_dropped": {"too_long": 1},
+        "first_loss": 0.6931,
+        "last_loss": 0.6712,
+        "reward_margin": 0.04,
+        "steps": 4,
+    },
     "validation": {
         "checkpoints": [{"epoch": 1, "model": "m", "score": 0.45}],
         "chosen_epoch": 1,
@@ -59,8 +71,9 @@ def test_the_report_shows_every_result() -> None:
     shown = printed(report.table(iteration(1, "succeeded", report=REPORT)))
     for expected in (
         "93.8%",
-        "31 (3 with an unparsed rejected)",
-        "15 tie, 2 all unparsed",
+        "31 (3 with an unparsed rejected, 4 by length alone)",
+        "15 tie, 2 no parsed response",
+        "1 too long",
         "41.2 / 44.0",
         "0.6931 / 0.6712",
         "0.400 / 0.420 / 0.450",

@@ -1,14 +1,25 @@
 """Prompts from Hugging Face datasets, read by the real library from rows of our own."""
 
+import json
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, text
 
-from services.coordinator.hub import HubDataset, read_hub
+from services.coordinator import datasets as routes
+from services.coordinator.app import app
+from services.coordinator.hub import HubDataset, commit_of, read_hub
+from shared.db import get_engine
 from shared.errors import InvalidRequest
 
 ROWS = [{"prompt": f"Question {n}?", "topic": "sums"} for n in range(10)]
+COMMIT = "c0ffee" * 6 + "c0de"
 CHAT = [
     {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]}
 ] * 4
@@ -20,44 +31,117 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict[str, Any]]] = {"train": ROWS}
 
     def load_dataset(_: str, __: str | None, *, split: str, **options: Any) -> Any:
-        assert options["streaming"]
+        assert options == {"revision": COMMIT, "streaming": True}
         if split not in rows:
             raise ValueError(f"Bad split: {split}")
         return datasets.Dataset.from_list(rows[split]).to_iterable_dataset()
 
+    def dataset_info(_: Any, __: str, *, revision: str) -> Any:
+        assert revision == "main"
+        return SimpleNamespace(sha=COMMIT)
+
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
     return rows
 
 
+def lines_of(wanted: HubDataset) -> list[dict[str, Any]]:
+    return list(read_hub(wanted, commit_of(wanted)))
+
+
 def test_the_last_rows_are_held_out(hub: dict[str, Any]) -> None:
-    lines = list(read_hub(HubDataset(id="a/b", validation_rows=3, category_column="topic")))
+    lines = lines_of(HubDataset(id="a/b", validation_rows=3, category_column="topic"))
     assert [line["split"] for line in lines] == ["train"] * 7 + ["validation"] * 3
     assert lines[0] == {"text": "Question 0?", "split": "train", "category": "sums"}
+    assert [line["text"] for line in lines] == [row["prompt"] for row in ROWS]
 
 
 def test_a_split_of_its_own_is_taken_whole(hub: dict[str, Any]) -> None:
     hub["test"] = ROWS[:2]
-    lines = list(read_hub(HubDataset(id="a/b", validation_split="test")))
+    lines = lines_of(HubDataset(id="a/b", validation_split="test"))
     assert [line["split"] for line in lines] == ["train"] * 10 + ["validation"] * 2
 
 
 def test_half_at_most_is_held_out(hub: dict[str, Any]) -> None:
-    lines = list(read_hub(HubDataset(id="a/b", validation_rows=500)))
+    lines = lines_of(HubDataset(id="a/b", validation_rows=500))
     assert sum(line["split"] == "validation" for line in lines) == 5
 
 
 def test_of_chat_messages_the_first_of_the_users_is_the_prompt(hub: dict[str, Any]) -> None:
     hub["train"] = CHAT
-    assert next(read_hub(HubDataset(id="a/b", limit=2)))["text"] == "Why?"
+    assert lines_of(HubDataset(id="a/b", limit=2))[0]["text"] == "Why?"
 
 
-def test_a_missing_column_is_named_with_those_there_are(hub: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequest, match=r"no column 'question'.*'prompt'") as raised:
-        list(read_hub(HubDataset(id="a/b", text_column="question")))
-    assert raised.value.param == "hf.text_column"
+@pytest.mark.parametrize("field", ["text_column", "category_column", "checks_column"])
+def test_a_missing_column_is_named_with_those_there_are(hub: dict[str, Any], field: str) -> None:
+    wanted = HubDataset.model_validate({"id": "a/b", field: "misspelt"})
+    with pytest.raises(InvalidRequest, match=r"no column 'misspelt'.*'prompt'") as raised:
+        lines_of(wanted)
+    assert raised.value.param == f"hf.{field}"
+
+
+@pytest.mark.parametrize("cell", [lambda checks: checks, json.dumps], ids=["lists", "JSON text"])
+def test_checks_of_several_kinds_come_through(
+    hub: dict[str, Any], cell: Callable[[Any], Any]
+) -> None:
+    checks = [
+        {"kind": "words", "at_most": 5},
+        {"kind": "keyword", "word": "Elbe"},
+        {"kind": "forbidden", "words": ["Rhine"]},
+    ]
+    hub["train"] = [{"prompt": "A river?", "checks": cell(checks)}, {"prompt": "Any?"}]
+    lines = lines_of(HubDataset(id="a/b", checks_column="checks", limit=2))
+    assert [line["checks"] for line in lines] == [checks, []]
 
 
 def test_what_the_library_says_is_in_the_error(hub: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="Bad split: none") as raised:
-        list(read_hub(HubDataset(id="a/b", train_split="none")))
+        lines_of(HubDataset(id="a/b", train_split="none"))
     assert raised.value.param == "hf"
+
+
+BODY = {"name": "hub", "hf": {"id": "a/b", "validation_rows": 2}}
+
+
+@pytest.fixture
+def client(clean_database: Engine, redis_url: str) -> TestClient:
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def test_a_dataset_keeps_where_it_came_from(client: TestClient, hub: dict[str, Any]) -> None:
+    made = client.post("/datasets", json=BODY).json()
+    assert (made["train_prompts"], made["validation_prompts"]) == (8, 2)
+    where, _, rest = made["source"].partition("?")
+    assert where == f"hf:a/b@{COMMIT}"
+    assert rest == "train_split=train&validation_rows=2&text_column=prompt&limit=10000"
+    again = client.post("/datasets", json=BODY)
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "dataset_exists")
+
+
+def test_no_transaction_is_open_while_it_is_read(
+    client: TestClient, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watched(wanted: HubDataset, commit: str) -> Iterator[dict[str, Any]]:
+        for line in read_hub(wanted, commit):
+            with get_engine().connect() as connection:
+                query = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in trans%'"
+                assert connection.scalar(text(query)) == 0
+            yield line
+
+    monkeypatch.setattr(routes, "read_hub", watched)
+    headers = {"Idempotency-Key": "once"}
+    first = client.post("/datasets", json=BODY, headers=headers)
+    assert first.status_code == 201, first.text
+    hub.clear()
+    again = client.post("/datasets", json=BODY, headers=headers)
+    assert again.json() == first.json(), "it was read again for a repeat"
+    assert again.headers["idempotent-replayed"] == "true"
+
+
+def test_a_server_without_the_library_says_so(
+    client: TestClient, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    refused = client.post("/datasets", json=BODY)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "hub_not_installed")
+    assert "forethought[hub]" in refused.json()["error"]["message"]

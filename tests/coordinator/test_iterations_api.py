@@ -3,33 +3,38 @@
 import io
 import json
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, func, select
+from sqlalchemy import func, select, text
 
-from services.coordinator.app import app
+from services.coordinator.state import job_id
 from shared.db import transaction
-from shared.models import Dataset, Iteration, IterationPrompt, Model, Prompt, Split
+from shared.formats import GENERIC
+from shared.models import (
+    Dataset,
+    Iteration,
+    IterationPrompt,
+    Job,
+    JobKind,
+    Model,
+    Prompt,
+    Split,
+    Status,
+)
 from shared.settings import Settings, get_settings
 from tests import factories
+from tests.waiting import until
 
 BODY: dict[str, Any] = {"name": "thinker", "base_model": "seed", "dataset": "prompts"}
 LINE = {"text": "Name a river.", "checks": [{"kind": "words", "at_most": 5}]}
 
 
-@pytest.fixture
-def client(clean_database: Engine, redis_url: str) -> TestClient:
-    with transaction() as session:
-        factories.model(session)
-        factories.dataset(session, train=6, validation=2)
-    return TestClient(app, raise_server_exceptions=False)
-
-
-def upload(client: TestClient, text: str, name: str = "mine", **headers: str) -> Any:
-    file = {"file": ("prompts.jsonl", io.BytesIO(text.encode()))}
+def upload(client: TestClient, lines: str, name: str = "mine", **headers: str) -> Any:
+    file = {"file": ("prompts.jsonl", io.BytesIO(lines.encode()))}
     return client.post("/datasets/upload", data={"name": name}, files=file, headers=headers)
 
 
@@ -51,6 +56,9 @@ def test_a_run_draws_fresh_prompts_for_each_iteration(client: TestClient) -> Non
     first = client.post("/iterations", json=BODY | {"count": 3})
     assert first.status_code == 202, first.text
     assert first.json()["status"] == "queued"
+    config = first.json()["config"]
+    assert config["thought_format"] == GENERIC.model_dump()
+    assert config["prompts_per_iteration"] == 2, "as resolved"
     assert first.headers["location"] == f"/iterations/{first.json()['id']}"
     run = client.get("/iterations", params={"run_id": first.json()["run_id"]}).json()["data"]
     drawn = [prompts_of(i["id"], Split.train) for i in run]
@@ -105,12 +113,15 @@ def test_inline_prompts_become_a_dataset(client: TestClient) -> None:
     body = {
         "name": "inline",
         "base_model": "seed",
-        "prompts": [LINE, LINE | {"text": "Name a lake."}],
+        "prompts": [LINE, LINE | {"text": "Name a lake.", "category": "lakes"}],
         "validation_prompts": [LINE | {"text": "Name a sea."}],
     }
     started = client.post("/iterations", json=body)
     assert started.status_code == 202, started.text
     assert started.json()["config"]["dataset"] == f"inline-{started.json()['run_id']}"
+    with transaction() as session:
+        lake = session.scalars(select(Prompt).where(Prompt.text == "Name a lake.")).one()
+        assert lake.category == "lakes"
 
 
 @pytest.mark.parametrize(
@@ -125,6 +136,7 @@ def test_inline_prompts_become_a_dataset(client: TestClient) -> None:
         ({"sampling": {"samples": 1}}, "sampling.samples"),
         ({"length_control": {"rho": 0.7}}, "length_control.rho"),
         ({"training": {"learning_rate": -1}}, "training.learning_rate"),
+        ({"training": {"max_length": 2047}}, "training.max_length"),
         ({"prompts_per_iteration": 7}, "prompts_per_iteration"),
         ({"count": 7}, "prompts_per_iteration"),
         ({"name": "../../etc"}, "name"),
@@ -142,7 +154,7 @@ def test_bad_input_names_its_field_and_writes_nothing(
 
 def test_a_model_that_is_still_registering_is_a_conflict(client: TestClient) -> None:
     with transaction() as session:
-        factories.model(session, name="later", path=None)
+        factories.model(session, name="later", path=None, weights_sha256=None)
     answer = client.post("/iterations", json=BODY | {"base_model": "later"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "model_not_ready")
 
@@ -163,20 +175,46 @@ def test_an_upload_counts_its_prompts(client: TestClient) -> None:
     assert upload(client, json.dumps(LINE)).json()["error"]["code"] == "dataset_exists"
 
 
+def test_of_two_uploads_of_a_name_at_once_the_later_is_a_conflict(client: TestClient) -> None:
+    with ThreadPoolExecutor() as pool:
+        with transaction() as session:
+            factories.dataset(session, name="mine")
+            late = pool.submit(upload, client, json.dumps(LINE))
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            until(lambda: session.scalar(waiting), "the upload waits for the name")
+        answer = late.result()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "dataset_exists")
+
+
 @pytest.mark.parametrize(
-    ("text", "param"),
+    ("lines", "param"),
     [
         ("", "file"),
         ('{"text": "a"}\nnot json', "lines.2"),
         ('{"text": "a"}\n{"prompt": "b"}', "lines.2.text"),
-        ('{"text": "a", "checks": [{"kind": "magic"}]}', "lines.1.checks.0"),
+        ('{"text": "a", "checks": [{"kind": "magic"}]}', "lines.1.checks.0.kind"),
+        (
+            '{"text": "a", "checks": [{"kind": "language", "code": "xx"}]}',
+            "lines.1.checks.0.code",
+        ),
+        (
+            '{"text": "a"}\n'
+            '{"text": "b", "checks": [{"kind": "words", "at_least": 9, "at_most": 3}]}',
+            "lines.2.checks.0.at_least",
+        ),
         ('{"text": "a", "split": "test"}', "lines.1.split"),
         ('{"text": "a\\u0000"}', "lines.1.text"),
+        (
+            '{"text": "a", "checks": [{"kind": "math", "answer": "\\u0000"}]}',
+            "lines.1.checks.0.answer",
+        ),
         ("[1]", "lines.1"),
     ],
 )
-def test_a_bad_line_is_named_and_nothing_is_kept(client: TestClient, text: str, param: str) -> None:
-    answer = upload(client, text)
+def test_a_bad_line_is_named_and_nothing_is_kept(
+    client: TestClient, lines: str, param: str
+) -> None:
+    answer = upload(client, lines)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param, answer.text
     with transaction() as session:
@@ -219,6 +257,30 @@ def test_cancelling_ends_the_rest_of_the_run_and_repeats(client: TestClient) -> 
     assert again.status_code == 409
 
 
+def test_a_resumed_iteration_takes_other_training_settings(client: TestClient) -> None:
+    url = f"/iterations/{client.post('/iterations', json=BODY).json()['id']}"
+    change = {"training": {"learning_rate": 1e-6}}
+    client.post(f"{url}/cancel")
+    bad = client.post(f"{url}/resume", json={"training": {"learning_rat": 1}})
+    assert bad.json()["error"]["param"] == "training.learning_rat"
+    resumed = client.post(f"{url}/resume", json=change).json()
+    assert resumed["status"] == "queued"
+    assert resumed["config"]["training"]["learning_rate"] == 1e-6
+    history = client.get(f"{url}/events").json()["data"]
+    assert history[-1]["data"]["training"]["learning_rate"] == 1e-6
+
+
+def test_a_training_that_is_done_keeps_its_settings(client: TestClient) -> None:
+    id_ = client.post("/iterations", json=BODY).json()["id"]
+    client.post(f"/iterations/{id_}/cancel")
+    with transaction() as session:
+        train = job_id(uuid.UUID(id_), "train")
+        session.add(Job(id=train, kind=JobKind.train, status=Status.succeeded, params={}))
+    refused = client.post(f"/iterations/{id_}/resume", json={"training": {}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (409, "training")
+    assert client.get(f"/iterations/{id_}").json()["status"] == "cancelled"
+
+
 def test_events_are_listed_and_streamed_to_the_end(client: TestClient) -> None:
     first = client.post("/iterations", json=BODY).json()
     client.post(f"/iterations/{first['id']}/cancel")
@@ -229,3 +291,20 @@ def test_events_are_listed_and_streamed_to_the_end(client: TestClient) -> None:
     assert streamed.count("event: status") == 2
     headers = {"Accept": "text/event-stream", "Last-Event-ID": str(listed[0]["id"])}
     assert client.get(url, headers=headers).text.count("event: status") == 1
+
+
+@pytest.mark.parametrize("id_", ["99999999999999999999", "-1", "nine", "9" * 5000])
+def test_a_stream_is_not_resumed_after_what_is_no_event(client: TestClient, id_: str) -> None:
+    first = client.post("/iterations", json=BODY).json()
+    client.post(f"/iterations/{first['id']}/cancel")
+    url, stream = f"/iterations/{first['id']}/events", {"Accept": "text/event-stream"}
+    answer = client.get(url, headers=stream | {"Last-Event-ID": id_})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Last-Event-ID")
+    answer = client.get(url, headers=stream, params={"after": id_})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "after")
+
+
+def test_a_nul_in_a_path_is_named(client: TestClient) -> None:
+    answer = client.get("/models/a%00b")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "reference"

@@ -16,15 +16,22 @@ from services.coordinator.pairs import (
 from services.coordinator.scoring import length_controlled
 
 RHO = 0.25
+
+
+def candidate(id_: int, score: float | None, length: int, output: str | None = None) -> Candidate:
+    """With an output of its own, unless it is given one."""
+    return Candidate(id_, score, length, output or str(id_))
+
+
 grades_st = st.none() | st.sampled_from([0.0, 1 / 3, 0.5, 2 / 3, 1.0])
 candidates_st = st.lists(st.tuples(grades_st, st.integers(0, 200)), max_size=8).map(
-    lambda drawn: [Candidate(i, score, length) for i, (score, length) in enumerate(drawn)]
+    lambda drawn: [candidate(i, score, length) for i, (score, length) in enumerate(drawn)]
 )
 fraction_st = st.sampled_from([0.0, 0.05, 0.1, 0.3, 1 / 3, 0.5, 0.7, 0.99, 1.0])
 
 
 def of(*scores: float | None, length: int = 20) -> list[Candidate]:
-    return [Candidate(i, score, length) for i, score in enumerate(scores)]
+    return [candidate(i, score, length) for i, score in enumerate(scores)]
 
 
 def ids(choice: Choice | DropReason) -> tuple[int, int]:
@@ -37,12 +44,12 @@ def test_best_against_worst() -> None:
 
 
 def test_length_decides_between_equal_scores() -> None:
-    choice = choose(7, [Candidate(0, 1.0, 90), Candidate(1, 1.0, 10), Candidate(2, 0.0, 50)], RHO)
+    choice = choose(7, [candidate(0, 1.0, 90), candidate(1, 1.0, 10), candidate(2, 0.0, 50)], RHO)
     assert ids(choice) == (1, 2)
 
 
 def test_margin_is_of_the_controlled_scores() -> None:
-    choice = choose(7, [Candidate(0, 1.0, 10), Candidate(1, 0.0, 30)], RHO)
+    choice = choose(7, [candidate(0, 1.0, 10), candidate(1, 0.0, 30)], RHO)
     assert isinstance(choice, Choice)
     assert choice.margin == pytest.approx(2 + 2 * RHO)
 
@@ -77,6 +84,14 @@ def test_unparsed_output_is_rejected_only_where_no_parsed_one_can_be(
     assert choice.parse_failure == (choice.margin is None)
 
 
+def test_equal_outputs_are_never_paired() -> None:
+    same = [candidate(0, 1.0, 10, "a"), candidate(1, 1.0, 30, "a")]
+    assert choose(7, same, RHO) is DropReason.same_output
+    assert ids(choose(7, [*same, candidate(2, 1.0, 20)], RHO)) == (0, 2)
+    assert choose(7, [*same, candidate(2, 1.0, 10)], RHO) is DropReason.tie
+    assert ids(choose(7, [*same, candidate(2, None, 10)], RHO)) == (0, 2)
+
+
 @given(candidates_st, st.floats(0, 0.5), st.randoms(use_true_random=False))
 def test_choice_is_extreme_and_ignores_order(
     candidates: list[Candidate], rho: float, rng: random.Random
@@ -106,8 +121,8 @@ def test_without_length_control_the_judge_prefers_chosen(candidates: list[Candid
 
 
 def choices_of(failures: list[bool]) -> list[Choice]:
-    good = Candidate(1, 1.0, 10)
-    rejected = {True: Candidate(2, None, 0), False: Candidate(3, 0.0, 10)}
+    good = candidate(1, 1.0, 10)
+    rejected = {True: candidate(2, None, 0), False: candidate(3, 0.0, 10)}
     return [Choice(i, good, rejected[f], None if f else 1.0) for i, f in enumerate(failures)]
 
 
@@ -160,8 +175,8 @@ def test_every_prompt_is_accounted_for(prompts: list[list[Candidate]], fraction:
 
 def test_report() -> None:
     prompts = [
-        (1, [Candidate(1, 1.0, 10), Candidate(2, 0.0, 30)]),
-        (2, [Candidate(3, 0.5, 20), Candidate(4, 0.5, 40)]),
+        (1, [candidate(1, 1.0, 10), candidate(2, 0.0, 30)]),
+        (2, [candidate(3, 0.5, 20), candidate(4, 0.5, 40)]),
         (3, of(None, None)),
         (4, of(1.0, None)),
     ]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.coordinator.pipeline import (
+    RETRAIN,
     Choose,
     Evaluate,
     Fail,
@@ -97,6 +98,17 @@ def test_each_state_has_its_step(given: dict[str, Any], expected: Step) -> None:
 def test_a_failed_job_fails_the_iteration_with_its_error_and_stage() -> None:
     step = next_step(state(jobs={"generate": BROKEN, "judge": RUNNING}))
     assert step == Fail({"code": "engine_failed", "message": "no memory", "stage": "generate"})
+
+
+def test_a_failed_training_says_how_to_mend_it() -> None:
+    jobs = SAMPLED | {"train": BROKEN}
+    step = next_step(state(jobs=jobs, evaluations=SCORED, pairing=KEPT))
+    assert isinstance(step, Fail)
+    assert step.error == {
+        "code": "engine_failed",
+        "message": f"no memory\n{RETRAIN}",
+        "stage": "train",
+    }
 
 
 def test_no_pair_left_fails_with_the_counts() -> None:

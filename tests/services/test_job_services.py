@@ -1,5 +1,6 @@
 """One contract for generate, judge and train: submit, repeat, read, list, cancel, resume."""
 
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +9,14 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 import services.generate.app
 import services.judge.app
 import services.train.app
 from shared.db import transaction
+from shared.formats import THINK
+from shared.models import Shard
 from tests import factories
 
 PROMPT = {"text": "Name a river."}
@@ -39,7 +42,7 @@ CASES = {
     "judge": Case(
         services.judge.app.app,
         "/judge",
-        lambda: {"items": [{"instruction": "Say a", "response": "a"}], "judge": {}},
+        lambda: {"items": [{"instruction": "Say a", "response": "a"}]},
         {"items": [{"instruction": "Say b", "response": "b"}]},
     ),
     "train": Case(
@@ -137,7 +140,36 @@ def test_pages_continue_after_their_last_id(case: Case, client: TestClient) -> N
             "sampling.samples",
         ),
         ("/generate", {"model": "seed", "iteration_id": str(uuid.uuid4())}, "iteration_id"),
-        ("/judge", {"items": [], "judge": {}}, "items"),
+        ("/judge", {"items": []}, "items"),
+        ("/judge", {"items": [], "judge": {}}, "judge.kind"),
+        ("/judge", {"items": [], "judge": {"kind": "oracle"}}, "judge.kind"),
+        ("/judge", {"items": [], "judge": {"kind": "pairwise"}}, "judge.model"),
+        (
+            "/judge",
+            {"items": [], "judge": {"kind": "openai", "model": "m"}},
+            "judge.pairwise",
+        ),
+        (
+            "/judge",
+            {
+                "items": [{"instruction": "a", "response": "b"}],
+                "judge": {
+                    "kind": "openai",
+                    "model": "m",
+                    "pointwise": {},
+                    "base_url": "http://169.254.169.254/v1",
+                },
+            },
+            "judge.base_url",
+        ),
+        (
+            "/judge",
+            {
+                "items": [{"instruction": "a", "response": str(n)} for n in range(65)],
+                "judge": {"kind": "pairwise", "model": "m"},
+            },
+            "items",
+        ),
         (
             "/judge",
             {"items": [{"instruction": "a", "response": "b"}], "judge": {"kind": "oracle"}},
@@ -154,6 +186,44 @@ def test_pages_continue_after_their_last_id(case: Case, client: TestClient) -> N
             {"model": "seed", "pairs": [PAIR], "training": {"beta": 0}},
             "training.beta",
         ),
+        (
+            "/train",
+            {"model": "seed", "pairs": [PAIR], "training": {"extra": {"a": ["\0"]}}},
+            "training.extra",
+        ),
+        (
+            "/train",
+            {"model": "seed", "pairs": [PAIR], "training": {"extra": {"\ud800": 1}}},
+            "training.extra",
+        ),
+        (
+            "/train",
+            {"model": "seed", "pairs": [PAIR], "training": {"max_grad_norm": float("inf")}},
+            "training.max_grad_norm",
+        ),
+        (
+            "/generate",
+            {"model": "seed", "prompts": [PROMPT | {"checks": [{"kind": "math", "answer": "\0"}]}]},
+            "prompts.0.checks.0.answer",
+        ),
+        (
+            "/generate",
+            {
+                "model": "seed",
+                "prompts": [PROMPT | {"checks": [{"kind": "forbidden", "words": ["\0"]}]}],
+            },
+            "prompts.0.checks.0.words",
+        ),
+        *(
+            ("/generate", {"model": "seed", "prompts": [PROMPT], "thought_format": fmt}, param)
+            for fmt, param in (
+                ({"name": "a", "template": "{query}\0"}, "thought_format.template"),
+                ({"name": "a", "template": "nothing"}, "thought_format.template"),
+                ({"name": "a", "templates": "{query}"}, "thought_format.templates"),
+                (5, "thought_format"),
+                ("unheard of", "thought_format"),
+            )
+        ),
     ],
 )
 def test_bad_input_names_its_field(
@@ -162,9 +232,32 @@ def test_bad_input_names_its_field(
     with transaction() as session:
         factories.model(session)
     app = CASES[path.removeprefix("/")].app
-    answer = TestClient(app, raise_server_exceptions=False).post(path, json=body)
+    client = TestClient(app, raise_server_exceptions=False)
+    json_type = {"content-type": "application/json"}
+    answer = client.post(path, content=json.dumps(body), headers=json_type)
     assert 400 <= answer.status_code < 500, answer.text
     assert answer.json()["error"]["param"] == param, answer.text
+
+
+def test_a_resumed_training_takes_other_settings(clean_database: Engine, redis_url: str) -> None:
+    client = TestClient(services.train.app.app, raise_server_exceptions=False)
+    with transaction() as session:
+        factories.model(session)
+    body = {"model": "seed", "pairs": [PAIR], "training": {"micro_batch_size": 8}}
+    url = f"/jobs/{client.post('/train', json=body).json()['id']}"
+    change = {"training": {"learning_rate": 1e-6}}
+    early = client.post(f"{url}/resume", json=change)
+    assert (early.status_code, early.json()["error"]["param"]) == (409, "training")
+    client.post(f"{url}/cancel")
+    with transaction() as session:
+        shard = session.scalars(select(Shard)).one()
+        shard.payload = shard.payload | {"smaller": {"micro_batch_size": 4}}
+    resumed = client.post(f"{url}/resume", json=change).json()
+    assert resumed["status"] == "queued"
+    assert resumed["params"]["training"]["learning_rate"] == 1e-6
+    assert resumed["params"]["training"]["micro_batch_size"] == 4, "the others are the defaults"
+    with transaction() as session:
+        assert session.scalars(select(Shard)).one().payload == {"pairs": [PAIR]}
 
 
 def test_a_model_registers_in_a_job_and_serves_only_once_ready(
@@ -185,3 +278,46 @@ def test_a_model_registers_in_a_job_and_serves_only_once_ready(
     client.post(f"/jobs/{model['job_id']}/cancel")
     assert client.get("/models/tiny@v1").json()["status"] == "failed"
     assert client.post("/models", json={"name": "tiny", "source": "x"}).json()["version"] == 2
+
+
+@pytest.fixture
+def checkpoint(clean_database: Engine, redis_url: str) -> str:
+    """Id of one that a training made of a model which thinks by itself; it has no name."""
+    with transaction() as session:
+        seed = factories.model(session, thought_format=THINK.model_dump())
+        return str(factories.model(session, name=None, version=None, parent_id=seed.id).id)
+
+
+@pytest.fixture
+def train() -> TestClient:
+    return TestClient(services.train.app.app, raise_server_exceptions=False)
+
+
+def test_a_checkpoint_is_promoted_by_a_name(train: TestClient, checkpoint: str) -> None:
+    refused = train.post(f"/models/{checkpoint}/promote")
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"], error["code"]) == (409, "name", "name_required")
+    assert train.get(f"/models/{checkpoint}").json()["promoted_at"] is None
+    for _ in range(2):
+        made = train.post(f"/models/{checkpoint}/promote", json={"name": "seed"}).json()
+        assert made["ref"] == "seed@v2"
+        assert made["thought_format"]["name"] == "think", "as its parent"
+        assert made["promoted_at"]
+    other = train.post(f"/models/{checkpoint}/promote", json={"name": "other"})
+    assert (other.status_code, other.json()["error"]["param"]) == (409, "name")
+
+
+def test_a_checkpoint_is_given_its_format_with_its_name(train: TestClient, checkpoint: str) -> None:
+    body = {"name": "new", "thought_format": "generic"}
+    for _ in range(2):
+        made = train.post(f"/models/{checkpoint}/promote", json=body).json()
+        assert (made["ref"], made["thought_format"]["name"]) == ("new@v1", "generic")
+    other = train.post(f"/models/{checkpoint}/promote", json={"thought_format": "specific"})
+    assert (other.status_code, other.json()["error"]["param"]) == (409, "thought_format")
+
+
+def test_a_budget_for_no_thought_is_refused(train: TestClient, checkpoint: str) -> None:
+    body = {"name": "new", "thought_budgets": {"none": 500}}
+    refused = train.post(f"/models/{checkpoint}/promote", json=body)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"].startswith("thought_budgets.none")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from shared.engine_answers import EngineAway, EngineError, EngineRefused
 from shared.engine_client import EngineClient
 from shared.formats import FORMATS, THINK, ThoughtFormat
-from shared.generation import Output, overhang, think_then_respond
+from shared.generation import Output, think, think_then_respond
 from shared.schemas import Sampling
+from shared.thoughts import overhang
 from tests.scripted_engine import ScriptedEngine, running
 from tests.workers import tiny_model
 from workers.token_split import TokenSplitter
@@ -21,6 +23,7 @@ MARKED = ThoughtFormat(name="marked", response_marker="<R>")
 TEXTS = st.text("<R>ab \n\té思", max_size=12)
 MESSAGE = {"role": "user", "content": "Why?"}
 Run = Callable[..., list[Output]]
+ONE: dict[str, Any] = {"n": 1, "max_tokens": 9, "temperature": 1.0, "top_p": 1.0, "seed": 1}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +165,42 @@ def test_a_prefilled_marker_is_part_of_the_output_but_not_generated(
     assert output.text == "<think>hm</think>42"
     assert output.thought_tokens == len("hm</think>")
     assert output.response_tokens == len("42") + 1  # with the end token
+
+
+@pytest.mark.parametrize("begun", ["", "<think>", "<think>\n\n", "so: <think>", "no <think"])
+@pytest.mark.parametrize("marker", ["<think>", "思考:"])
+def test_what_a_prompt_ends_in_is_seen_and_remembered(
+    engine: ScriptedEngine, url: str, begun: str, marker: str
+) -> None:
+    fmt = ThoughtFormat(name="x", thought_marker=marker, response_marker="<R>", prefill=True)
+    begun = begun.replace("<think>", marker)
+    engine.script = lambda *_: "42<R>"
+    # With a token a byte, a little of the question is looked at as well.
+    end = f"Why?{tiny_model.SPECIAL[1]}assistant\n{begun}"
+
+    async def texts() -> list[str]:
+        async with EngineClient(url) as client:
+            first, second = [await client.tokenize(text + end) for text in ("Oh. ", "So. ")]
+            thoughts = await think(client, first, fmt, **ONE)
+            engine.paths.clear()
+            thoughts += await think(client, second, fmt, **ONE)
+            return [thought.text for thought in thoughts]
+
+    is_begun = begun.rstrip().endswith(marker)
+    assert asyncio.run(texts()) == ["42<R>" if is_begun else f"{marker}42<R>"] * 2
+    assert engine.paths == ["/v1/completions"]
+
+
+@pytest.mark.parametrize("boundary", ["natural", "forced"])
+def test_special_tokens_of_an_output_are_in_its_text_but_for_its_end(
+    run: Run, boundary: str
+) -> None:
+    """What is trained on is what was generated."""
+    special = tiny_model.SPECIAL[0]
+    thought, response = f"hm{special}<R>", f"yes{special}no"
+    whole = thought + response
+    script = (lambda *_: whole) if boundary == "natural" else two_phases(thought, response)
+    assert {o.text for o in run(MARKED, script, boundary=boundary)} == {whole}
 
 
 def test_without_a_thought_everything_is_the_response(run: Run) -> None:

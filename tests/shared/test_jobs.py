@@ -169,6 +169,20 @@ def test_a_dead_workers_shards_are_given_back_at_once(session: Session) -> None:
     jobs.finish(session, other, {})
 
 
+def test_a_worker_that_dies_with_several_last_attempts_ends_the_job_once(session: Session) -> None:
+    job = submit(session)
+    for _ in range(2):
+        must_claim(session, job)
+        must_claim(session, job)
+        recovery.release(session, job.id, "w", ERROR, max_attempts=3)
+        skip_delay(session, job)
+    must_claim(session, job)
+    must_claim(session, job)
+    recovery.release(session, job.id, "w", ERROR, max_attempts=3)
+    ended = jobs.get(session, job.id)
+    assert (ended.status, ended.error) == (Status.failed, ERROR)
+
+
 def test_resuming_keeps_what_was_done(session: Session) -> None:
     job = submit(session)
     jobs.finish(session, must_claim(session, job), {"tokens": 1})

@@ -12,7 +12,7 @@ import sqlalchemy
 
 from services.cli.ports import port_of, reserve
 from shared.db import transaction
-from shared.models import Serving
+from shared.models import Model, Serving
 from shared.settings import Settings, get_settings
 from tests import factories
 from tests.waiting import until
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.slow
 NOTICE_SECONDS = 30.0
 
 
-def scripted(_: Settings, model: Path, port: int, __: str) -> Sequence[str]:
-    options = ["--model", str(model), "--port", str(port), "--tokens", "40"]
+def scripted(_: Settings, model: Path, host: str, port: int, __: str) -> Sequence[str]:
+    options = ["--model", str(model), "--host", host, "--port", str(port), "--tokens", "40"]
     return [sys.executable, "-m", "tests.scripted_engine", *options]
 
 
@@ -85,9 +85,40 @@ def test_an_engine_that_no_longer_works_is_started_anew(engine: Engine, how: str
     engine.check(5)
 
 
+def test_an_engine_says_whose_weights_it_has(engine: Engine) -> None:
+    assert engine.serving is not None
+    answer = httpx2.get(f"{engine.url}/weight_info").json()
+    assert answer["weight_version"] == engine.serving.sha256
+
+
 def test_a_busy_engine_is_left_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its canary waits in the queue, but tokens come out at the other end."""
     done = iter(range(10))
     monkeypatch.setattr(engine._admin, "tokens_done", lambda: next(done))
     httpx2.post(f"{engine.url}/misbehave", content="hang")
     engine.check(0.2)
+
+
+def test_an_engine_that_does_not_start_is_said_so_and_another_model_need_not_wait(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(inference, "RETRY_SECONDS", 100.0)
+    command = [sys.executable, "-c", "import sys; sys.exit('no such device')"]
+    monkeypatch.setattr(engine_process, "command", lambda *_: command)
+    engine.stop()
+    until(lambda: state() == "failed", "it is noticed", NOTICE_SECONDS)
+    with transaction() as session:
+        assert session.scalar(sqlalchemy.select(Serving.detail)) == "the engine exited with 1"
+    assert "no such device" in caplog.text
+
+    monkeypatch.setattr(engine_process, "command", scripted)
+    with transaction() as session:
+        first = session.scalars(sqlalchemy.select(Model)).one()
+        factories.model(
+            session,
+            version=2,
+            path=first.path,
+            weights_sha256=first.weights_sha256,
+            promoted_at=sqlalchemy.func.now(),
+        )
+    until(lambda: state() == "ready", "the other is served", 60)

@@ -1,4 +1,4 @@
-"""Which tokens are trained on, and which pairs are refused."""
+"""Which tokens are trained on, and which pairs are left out."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from tests.workers import tiny_model
 from workers.preference_data import (
     ChatTokens,
+    Drop,
     PairRow,
     TrainError,
+    counts_of,
     read_pairs,
     tokenize_pair,
     tokenize_pairs,
@@ -32,21 +35,24 @@ def ids(text: str) -> list[int]:
 
 
 def test_prompt_output_and_end_of_turn() -> None:
-    row = tokenize_pair(TOKENS, pair(), 0, 256)
+    row = tokenize_pair(TOKENS, pair(), 256)
+    assert not isinstance(row, Drop)
     assert row["prompt_ids"] == ids("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     assert row["chosen_ids"] == [*ids("good"), EOT]
     assert row["rejected_ids"] == [*ids("bad"), EOT]
 
 
 def test_a_truncated_output_has_no_end_of_turn() -> None:
-    row = tokenize_pair(TOKENS, pair(rejected_truncated=True), 0, 256)
+    row = tokenize_pair(TOKENS, pair(rejected_truncated=True), 256)
+    assert not isinstance(row, Drop)
     assert row["chosen_ids"][-1] == EOT  # type: ignore[index]
     assert row["rejected_ids"] == ids("bad")
 
 
 def test_an_output_that_would_merge_into_the_prompt_is_tokenized_apart() -> None:
     # "assistant\n" + "\nwell" would have the token of two line breaks across the border.
-    row = tokenize_pair(TOKENS, pair(chosen="\nwell"), 0, 256)
+    row = tokenize_pair(TOKENS, pair(chosen="\nwell"), 256)
+    assert not isinstance(row, Drop)
     assert row["chosen_ids"] == [*ids("\n"), *ids("well"), EOT]
 
 
@@ -58,37 +64,25 @@ def test_tokens_give_the_text_back(prompt: str, output: str) -> None:
     assert TOKENIZER.decode(prompt_ids + found, skip_special_tokens=False) == rendered + output
 
 
-def test_a_long_pair_is_refused_with_its_lengths() -> None:
-    with pytest.raises(TrainError, match=r"pair 7: 20 tokens of prompt and 101 of chosen") as e:
-        tokenize_pair(TOKENS, pair(prompt="h", chosen="x" * 100), 7, 100)
-    assert e.value.param == "training.max_length"
-
-
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "reason"),
     [
-        ({"rejected": "good"}, "pair 3: chosen and rejected are the same tokens"),
-        ({"chosen": "", "chosen_truncated": True}, "pair 3: chosen has no tokens"),
+        ({"prompt": "h", "chosen": "x" * 100}, Drop.too_long),
+        ({"rejected": "good"}, Drop.nothing_to_learn),
+        ({"chosen": "", "chosen_truncated": True}, Drop.nothing_to_learn),
     ],
 )
-def test_pairs_that_teach_nothing_are_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(TrainError, match=message) as e:
-        tokenize_pair(TOKENS, pair(**fields), 3, 256)
-    assert e.value.param == "pairs"
+def test_a_pair_that_cannot_be_trained_on_is_dropped(fields: dict[str, Any], reason: Drop) -> None:
+    assert tokenize_pair(TOKENS, pair(**fields), 100) is reason
 
 
-def test_a_tokenizer_that_loses_text_is_refused() -> None:
-    class Lossy:
-        eos_token_id = EOT
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(TOKENIZER, name)
-
-        def __call__(self, text: str, **kwargs: Any) -> Any:
-            return TOKENIZER(text.lower(), **kwargs)
-
-    with pytest.raises(TrainError, match="do not decode"):
-        tokenize_pair(ChatTokens(Lossy(), [EOT]), pair(chosen="GOOD"), 0, 256)
+@pytest.mark.parametrize("odd", [{"prompt": "5 \u2126"}, {"chosen": "cafe\u0301"}])
+def test_text_that_a_tokenizer_normalizes_is_dropped(odd: dict[str, Any]) -> None:
+    tokenizer = tiny_model.byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    tokens = ChatTokens(tokenizer, [EOT])
+    assert tokenize_pair(tokens, pair(**odd), 256) is Drop.not_as_sampled
+    assert not isinstance(tokenize_pair(tokens, pair(chosen="caf\u00e9"), 256), Drop)
 
 
 def test_bad_lines_are_named(tmp_path: Path) -> None:
@@ -98,15 +92,32 @@ def test_bad_lines_are_named(tmp_path: Path) -> None:
         list(read_pairs(path))
 
 
-def test_stored_longest_first(tmp_path: Path) -> None:
-    path = tiny_model.write_pairs(tmp_path / "p.jsonl", tiny_model.some_pairs(6))
-    stored = tokenize_pairs(path, TOKENS, 256, tmp_path / "pairs.arrow")
-    lengths = stored["length"][:]
-    assert len(lengths) == 6
-    assert lengths == sorted(lengths, reverse=True)
+def test_stored_longest_first_without_those_dropped(tmp_path: Path) -> None:
+    rows = [*tiny_model.some_pairs(6), pair(chosen="x" * 300).model_dump()]
+    path, out = tiny_model.write_pairs(tmp_path / "p.jsonl", rows), tmp_path / "pairs.arrow"
+    for _ in range(2):  # the second time they are read
+        lengths = tokenize_pairs(path, TOKENS, 256, out)["length"][:]
+        assert len(lengths) == 6
+        assert lengths == sorted(lengths, reverse=True)
+        assert counts_of(out) == {"pairs": 6, "pairs_dropped": {"too_long": 1}}
 
 
-def test_no_pair_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text("")
-    with pytest.raises(TrainError, match="no pair"):
-        tokenize_pairs(tmp_path / "p.jsonl", TOKENS, 256, tmp_path / "pairs.arrow")
+@pytest.mark.parametrize(
+    ("rows", "message", "param"),
+    [
+        ([], "no pair", "pairs"),
+        ([pair(chosen="x" * 300)] * 2, r"none of the 2 .*too_long 2.*256", "training.max_length"),
+        (
+            [pair(chosen="x" * 300), pair(rejected="good")],
+            r"too_long 1, nothing_to_learn 1",
+            "pairs",
+        ),
+    ],
+)
+def test_no_pair_left_is_refused_with_the_counts(
+    tmp_path: Path, rows: list[PairRow], message: str, param: str
+) -> None:
+    path = tiny_model.write_pairs(tmp_path / "p.jsonl", [row.model_dump() for row in rows])
+    with pytest.raises(TrainError, match=message) as e:
+        tokenize_pairs(path, TOKENS, 256, tmp_path / "pairs.arrow")
+    assert e.value.param == param

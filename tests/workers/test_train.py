@@ -64,6 +64,20 @@ def test_loss_begins_at_ln_2_and_falls(trained: tuple[TrainConfig, dict[str, Any
         assert {"loss", "grad_norm", "rewards/margins", "logps/chosen"} <= line.keys()
 
 
+def test_the_result_has_the_settings_as_they_were_used(config: TrainConfig) -> None:
+    used = main(using(config, epochs=1, batch_size=6, micro_batch_size=4))["settings"]
+    assert used["dtype"] == ("bfloat16" if torch.cuda.is_available() else "float32")
+    assert (used["micro_batch_size"], used["max_length"]) == (3, 256)
+
+
+def test_a_pair_that_is_left_out_is_counted(config: TrainConfig) -> None:
+    long: dict[str, object] = {"prompt": "?", "chosen": "x" * 400, "rejected": "y"}
+    tiny_model.write_pairs(config.pairs_path, [*tiny_model.some_pairs(8), long])
+    result = main(using(config, epochs=1))
+    assert (result["pairs"], result["pairs_dropped"]) == (8, {"too_long": 1})
+    assert result["steps"] == 2
+
+
 def test_a_checkpoint_is_a_whole_model_folder(
     trained: tuple[TrainConfig, dict[str, Any]], base: Path
 ) -> None:
@@ -183,17 +197,13 @@ def test_the_head_without_a_gpu_is_the_plain_one(base: Path) -> None:
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.1}])
-def test_a_killed_training_resumes_to_the_same_weights(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
-) -> None:
-    config = using(config, lora=lora, epochs=3)
-    whole = main(config)
+def killed_in_the_last_epoch(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """The same training in another folder, ended where it is about to write its last epoch."""
     again = config.model_copy(update={"out_dir": config.out_dir.with_name("again")})
-    real = checkpoints.save_model
+    real, last = checkpoints.save_model, f"epoch-{config.settings.epochs}"
 
     def killed(model: Any, base: Path, folder: Path) -> None:
-        if folder.name == "epoch-3":
+        if folder.name == last:
             raise KeyboardInterrupt
         real(model, base, folder)
 
@@ -202,9 +212,35 @@ def test_a_killed_training_resumes_to_the_same_weights(
         with pytest.raises(KeyboardInterrupt):
             main(again)
     assert not (again.out_dir / "result.json").exists()
+    return again
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.1}])
+def test_a_killed_training_resumes_to_the_same_weights(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
+) -> None:
+    config = using(config, lora=lora, epochs=3)
+    whole = main(config)
+    again = killed_in_the_last_epoch(config, monkeypatch)
     resumed = main(again)
     assert [line["step"] for line in metrics(again)] == [line["step"] for line in metrics(config)]
     assert hashes(resumed) == hashes(whole)
+
+
+def test_a_corrupt_checkpoint_is_not_resumed_from(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = using(config, epochs=3)
+    whole = hashes(main(config))
+    again = killed_in_the_last_epoch(config, monkeypatch)
+    newest = again.out_dir / "trainer" / "checkpoint-4"
+    with (newest / "optimizer.pt").open("r+b") as file:
+        file.seek(100)
+        file.write(b"broken")
+    with caplog.at_level("WARNING", logger="workers.train"):
+        assert hashes(main(again)) == whole
+    assert f"{newest} is corrupt" in caplog.text
+    assert [line["step"] for line in metrics(again)] == [1, 2, 3, 4, 5, 6]
 
 
 def hashes(result: dict[str, Any]) -> list[str]:

@@ -3,12 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.workers import tiny_model
-from workers.unpack import UnpackError, bundled_gguf, unpack, unpack_to
+from workers.unpack import UnpackError, bundled_gguf, origin, unpack, unpack_to
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +73,26 @@ def test_an_incomplete_folder_is_refused_by_what_it_lacks(
     change(tiny)
     with pytest.raises(UnpackError, match=message):
         unpack(str(tiny), tiny.parent)
+
+
+def test_a_hub_model_is_fetched_once_a_commit(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest, fetched = ["a" * 40], []
+
+    def download(_: str, *, revision: str, local_dir: Path, **__: object) -> None:
+        fetched.append(revision)
+        shutil.copytree(tiny, local_dir, dirs_exist_ok=True)
+
+    monkeypatch.setattr(HfApi, "model_info", lambda *_: SimpleNamespace(sha=newest[0]))
+    monkeypatch.setattr("workers.unpack.snapshot_download", download)
+    first, again = (unpack("some/model", tmp_path / "base") for _ in range(2))
+    assert first == again
+    newest[0] = "b" * 40
+    second = unpack("some/model", tmp_path / "base")
+    assert fetched == ["a" * 40, "b" * 40]
+    for folder, commit in ((first, "a" * 40), (second, "b" * 40)):
+        assert origin(folder) == {"source": "some/model", "commit": commit}
 
 
 def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:

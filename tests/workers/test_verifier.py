@@ -1,13 +1,16 @@
 import time
+import uuid
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from shared.checks import checks_adapter
-from shared.schemas import JudgeItem, JudgeSpec
-from workers.judges import JUDGES, make_judge
+from shared.checks import LANGUAGES, checks_adapter
+from shared.judge_specs import VerifierSpec
+from shared.schemas import JudgeItem
+from workers.judges import CannotJudge, Place, make_judge
 from workers.judges.math_answer import MathAnswers
 from workers.judges.verifier import Verifier
 
@@ -56,7 +59,7 @@ TABLE: list[tuple[str, dict[str, Any], str, str]] = [
 
 @pytest.fixture(scope="module")
 def verifier() -> Verifier:
-    return Verifier(JudgeSpec())
+    return Verifier(VerifierSpec(), Place(uuid.uuid4()))
 
 
 def item(response: str, *checks: dict[str, Any]) -> JudgeItem:
@@ -97,13 +100,13 @@ def test_an_empty_response_satisfies_nothing(verifier: Verifier) -> None:
 
 
 def test_a_prompt_without_checks_is_an_error(verifier: Verifier) -> None:
-    with pytest.raises(ValueError, match=r"'Do it\.' has no checks"):
+    with pytest.raises(CannotJudge, match=r"'Do it\.' has no checks"):
         verifier.score([item("Done.")])
 
 
-def test_an_unknown_language_is_an_error(verifier: Verifier) -> None:
-    with pytest.raises(ValueError, match="Unknown language"):
-        verifier.score([item("Done.", {"kind": "language", "code": "xx"})])
+def test_the_languages_that_a_check_takes_are_those_that_are_told() -> None:
+    told = LanguageIdentifier.from_model_file(MODEL_FILE).nb_classes
+    assert sorted(LANGUAGES) == sorted({code for code in told if len(code) == 2})
 
 
 EVERY_CHECK = [{"kind": kind, **fields} for kind, fields, _, _ in TABLE if kind != "math"][:32]
@@ -116,6 +119,7 @@ text_st = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_siz
 @given(text_st)
 def test_any_text_has_a_score(verifier: Verifier, response: str) -> None:
     (score,) = verifier.score([item(response, *EVERY_CHECK)])
+    assert score.value is not None
     assert 0 <= score.value <= 1
     assert len(score.details["satisfied"]) == len(EVERY_CHECK)
     assert verifier.score([item(response, *EVERY_CHECK)]) == [score]
@@ -167,6 +171,6 @@ def test_an_endless_computation_ends_unsatisfied() -> None:
 
 
 def test_registry() -> None:
-    judge = make_judge(JudgeSpec(kind="verifier"))
-    assert isinstance(judge, JUDGES["verifier"])
+    judge = make_judge(VerifierSpec(), Place(uuid.uuid4()))
+    assert isinstance(judge, Verifier)
     assert judge.name == "verifier/1"

@@ -1,6 +1,7 @@
 """A llama of 30,000 weights with a byte tokenizer and a ChatML template, as a model folder."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+END = "<|im_end|>"
+SPECIAL = ["<|endoftext|>", "<|im_start|>", END]
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}"
     'Call one so: <tool_call>\n{"name": ..., "arguments": ...}\n</tool_call><|im_end|>\n{% endif %}'
@@ -24,31 +26,37 @@ TEMPLATE = (
 )
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a byte, but one merge: two line breaks are a single token."""
-    pieces = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
+def byte_tokenizer(special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A token a byte, but one merge: two line breaks are a single token. And special tokens."""
+    special = [*SPECIAL, *special]
+    pieces = special + sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces.append("ĊĊ")
     tokenizer = Tokenizer(
         models.BPE({piece: at for at, piece in enumerate(pieces)}, merges=[("Ċ", "Ċ")])
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
+        eos_token=END,
+        pad_token=END,
         unk_token="<|endoftext|>",
         chat_template=TEMPLATE,
     )
 
 
 def write(
-    folder: Path, dtype: torch.dtype = torch.float32, max_positions: int = 256, layers: int = 2
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    max_positions: int = 256,
+    layers: int = 2,
+    special: Sequence[str] = (),
 ) -> Path:
-    """float32 by default, so that a test sees what was trained and not its rounding."""
-    tokenizer = byte_tokenizer()
+    """float32 by default, so that a test sees what was trained and not its rounding. `special` are
+    further texts that are one token each, and a special one."""
+    tokenizer = byte_tokenizer(special)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,15 +1,33 @@
-"""Judges by kind. A new one is a file here, a line below and its kind in `JudgeSpec`."""
+"""Judges by kind. A new one is a file here, a line below and its spec in `shared/judge_specs.py`.
 
-from shared.schemas import JudgeSpec
-from workers.judges.base import Judge, Score
-from workers.judges.verifier import Verifier
+Imported when first used: a reward model needs torch, a verifier does not.
+"""
 
-__all__ = ["JUDGES", "Judge", "Score", "make_judge"]
+from collections.abc import Callable
+from importlib import import_module
+from operator import attrgetter
+from typing import Any
 
-JUDGES: dict[str, type[Judge]] = {
-    "verifier": Verifier,
+from shared.judge_specs import AnySpec, MixtureSpec
+from workers.judges.base import CannotJudge, Judge, Place, Score
+from workers.judges.mixture import Mixture
+
+__all__ = ["JUDGES", "CannotJudge", "Judge", "Place", "Score", "make_judge"]
+
+JUDGES = {
+    "verifier": "verifier:Verifier",
+    "reward_model": "reward_model:RewardModel",
+    "pairwise": "pairwise:PairwiseJudge.on_engine",
+    "pointwise_llm": "pointwise:PointwiseJudge.on_engine",
+    "openai": "openai_api:make",
 }
 
 
-def make_judge(spec: JudgeSpec) -> Judge:
-    return JUDGES[spec.kind](spec)
+def make_judge(spec: AnySpec, place: Place) -> Judge:
+    if isinstance(spec, MixtureSpec):
+        return Mixture(spec, [make_judge(weighted.judge, place) for weighted in spec.judges])
+    module, _, name = JUDGES[spec.kind].partition(":")
+    make: Callable[[Any, Place], Judge] = attrgetter(name)(
+        import_module(f"workers.judges.{module}")
+    )
+    return make(spec, place)

@@ -4,13 +4,14 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, ClassVar, NoReturn, assert_never
+from typing import Any, NoReturn, assert_never
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from shared import checks
-from shared.schemas import JudgeItem, JudgeSpec
-from workers.judges.base import Judge, Score
+from shared.judge_specs import VerifierSpec
+from shared.schemas import JudgeItem
+from workers.judges.base import CannotJudge, Judge, Place, Score
 from workers.judges.math_answer import MathAnswers
 
 # Typographic quotes and CJK stops are escaped: they look like others.
@@ -37,19 +38,21 @@ LANGUAGE_CHARACTERS = 5000
 
 
 class Verifier(Judge):
-    name: ClassVar[str] = "verifier/1"
+    name = "verifier/1"
 
-    def __init__(self, spec: JudgeSpec) -> None:
-        super().__init__(spec)
+    def __init__(self, _: VerifierSpec, __: Place) -> None:
         self._math = MathAnswers()
 
+    def applies(self, item: JudgeItem) -> bool:
+        return bool(item.checks)
+
     def score(self, items: Sequence[JudgeItem]) -> list[Score]:
-        """Scores in [0, 1]. Raises ValueError for an item without checks."""
+        """Scores in [0, 1]. Raises `CannotJudge` for an item without checks."""
         return [self._score(item) for item in items]
 
     def _score(self, item: JudgeItem) -> Score:
         if not item.checks:
-            raise ValueError(f"prompt {item.instruction[:80]!r} has no checks to verify")
+            raise CannotJudge(f"prompt {item.instruction[:80]!r} has no checks to verify")
         satisfied = [self.satisfies(item.response, check) for check in item.checks]
         return Score(
             sum(satisfied) / len(satisfied),
@@ -145,7 +148,7 @@ def _language(text: str, code: str) -> str | None:
 
 @cache
 def _identifier(code: str) -> Any:
-    """Tells `code` from the common languages. Raises ValueError for a code that it doesn't know."""
+    """Tells `code` from the common languages."""
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     identifier.set_languages({*COMMON_LANGUAGES.split(), code})
     return identifier

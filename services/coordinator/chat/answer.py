@@ -3,8 +3,8 @@ that the engine's second phase makes. No I/O."""
 
 from dataclasses import dataclass, field
 
-from services.coordinator.chat.answer_filter import AnswerFilter
 from services.coordinator.chat.tool_calls import Call, ToolCallReader
+from shared.answer_filter import AnswerFilter
 from shared.engine_answers import Choice, TokenLogprob
 from shared.errors import PlatformError, Unavailable
 

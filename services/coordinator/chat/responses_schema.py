@@ -2,11 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from services.coordinator.chat.schema import (
+    MOST_MESSAGES,
     ChatRequest,
     JsonObject,
+    Lenient,
     Message,
     Name,
     ResponseFormat,
@@ -17,38 +19,42 @@ from shared.schemas import Effort
 UNSUPPORTED = ("tools", "previous_response_id", "conversation", "background", "prompt")
 
 
-class _Lenient(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class InputMessage(_Lenient):
+class InputMessage(Lenient):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(as_text)]
 
 
-class Reasoning(_Lenient):
+class Thought(Lenient):
+    """An earlier answer's. Thoughts are never fed back, whoever they come from."""
+
+    type: Literal["reasoning"]
+
+
+class Reasoning(Lenient):
     effort: Effort | None = None
 
 
-class TextFormat(_Lenient):
+class TextFormat(Lenient):
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: Name = "answer"
     schema_: JsonObject | None = Field(default=None, alias="schema")
 
 
-class TextOptions(_Lenient):
+class TextOptions(Lenient):
     format: TextFormat = Field(default_factory=TextFormat)
 
 
-class ResponsesRequest(_Lenient):
+class ResponsesRequest(Lenient):
     model_config = ConfigDict(
         extra="ignore",
         json_schema_extra={"example": {"model": "demo", "input": "What is 17 + 25?"}},
     )
 
     model: str = Field(max_length=256)
-    input: str | Annotated[list[InputMessage], Field(min_length=1, max_length=1000)]
+    input: (
+        str | Annotated[list[InputMessage | Thought], Field(min_length=1, max_length=MOST_MESSAGES)]
+    )
     instructions: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1, le=10**6)
     """Most tokens of thought and answer together."""
@@ -67,30 +73,28 @@ class ResponsesRequest(_Lenient):
         for field in UNSUPPORTED:
             if data.get(field):
                 raise ValueError(f"{field}: is not supported; use chat completions")
-        data = {key: value for key, value in data.items() if value is not None}
-        if isinstance(data.get("input"), list):
-            # Thoughts are never fed back, whoever they come from.
-            data["input"] = [
-                item
-                for item in data["input"]
-                if not (isinstance(item, dict) and item.get("type") == "reasoning")
-            ]
         return data
 
     @model_validator(mode="after")
     def _usable(self) -> "ResponsesRequest":
-        if not isinstance(self.input, str) and self.input[-1].role != "user":
+        if not self.messages or self.messages[-1].role != "user":
             raise ValueError("input: the last message must be from the user")
+        if len(self.messages) + bool(self.instructions) > MOST_MESSAGES:
+            raise ValueError(f"input: holds more than {MOST_MESSAGES} messages with instructions")
         if self.text.format.type == "json_schema" and self.text.format.schema_ is None:
             raise ValueError("text.format.schema: is required with this type")
         return self
 
-    def as_chat(self) -> ChatRequest:
-        messages = [Message(role="system", content=self.instructions)] if self.instructions else []
+    @property
+    def messages(self) -> list[Message]:
         if isinstance(self.input, str):
-            messages.append(Message(role="user", content=self.input))
-        else:
-            messages += [Message(role=m.role, content=m.content) for m in self.input]
+            return [Message(role="user", content=self.input)]
+        said = (item for item in self.input if isinstance(item, InputMessage))
+        return [Message(role=item.role, content=item.content) for item in said]
+
+    def as_chat(self) -> ChatRequest:
+        system = [Message(role="system", content=self.instructions)] if self.instructions else []
+        messages = [*system, *self.messages]
         wanted = self.text.format
         schema = {"name": wanted.name, "schema": wanted.schema_} if wanted.schema_ else None
         return ChatRequest(

@@ -11,7 +11,8 @@ from services.coordinator.chat.admission import EventStream, in_a_place, or_disc
 from services.coordinator.chat.responses import Response as ModelResponse
 from services.coordinator.chat.responses_schema import ResponsesRequest
 from services.coordinator.chat.schema import ChatRequest
-from services.coordinator.chat.serving import CACHE, ServedModel
+from services.coordinator.chat.served_model import ServedModel
+from services.coordinator.chat.serving import CACHE
 from services.coordinator.chat.turn import prepare
 from shared.errors import PlatformError
 
@@ -26,7 +27,7 @@ async def list_models() -> dict[str, Any]:
         model = CACHE.current().model
     except PlatformError:
         return {"object": "list", "data": []}
-    return {"object": "list", "data": [_model(model, model.ref), _model(model, model.name)]}
+    return {"object": "list", "data": [_model(model, name) for name in model.names]}
 
 
 @router.get("/models/{name}")

@@ -6,10 +6,19 @@ and are not supported are refused by name.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from shared.schemas import Effort
+from shared.strict import checked
 
+MOST_MESSAGES = 1000
 UNSUPPORTED = ("functions", "audio", "web_search_options", "prediction")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 JsonObject = dict[str, Any]
@@ -30,16 +39,31 @@ def as_text(content: Any) -> Any:
 TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-class _Lenient(BaseModel):
+class Lenient(BaseModel):
+    """Unknown fields are ignored, and a null means that a field is absent: clients send back the
+    messages that they got, with a null for all that these are not."""
+
     model_config = ConfigDict(extra="ignore")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if value is not None}
 
-class CalledFunction(_Lenient):
+    @field_validator("*", mode="after")
+    @classmethod
+    def _can_be_passed_on(cls, value: Any) -> Any:
+        return checked(value, allows_nul=True)
+
+
+class CalledFunction(Lenient):
     name: Name
     arguments: str
 
 
-class ToolCall(_Lenient):
+class ToolCall(Lenient):
     """A call that an earlier answer asked for."""
 
     id: str = Field(max_length=256)
@@ -47,7 +71,7 @@ class ToolCall(_Lenient):
     function: CalledFunction
 
 
-class Message(_Lenient):
+class Message(Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str, BeforeValidator(as_text)] | None = None
     tool_calls: list[ToolCall] = Field(default_factory=list, max_length=128)
@@ -70,33 +94,33 @@ class Message(_Lenient):
         return message
 
 
-class Function(_Lenient):
+class Function(Lenient):
     name: Name
     description: str = Field(default="", max_length=20_000)
     parameters: JsonObject = Field(default_factory=lambda: {"type": "object", "properties": {}})
 
 
-class Tool(_Lenient):
+class Tool(Lenient):
     type: Literal["function"]
     function: Function
 
 
-class NamedFunction(_Lenient):
+class NamedFunction(Lenient):
     name: Name
 
 
-class NamedTool(_Lenient):
+class NamedTool(Lenient):
     type: Literal["function"]
     function: NamedFunction
 
 
-class JsonSchema(_Lenient):
+class JsonSchema(Lenient):
     name: Name
     schema_: JsonObject = Field(alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(_Lenient):
+class ResponseFormat(Lenient):
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
 
@@ -107,11 +131,11 @@ class ResponseFormat(_Lenient):
         return self
 
 
-class StreamOptions(_Lenient):
+class StreamOptions(Lenient):
     include_usage: bool = False
 
 
-class ChatRequest(_Lenient):
+class ChatRequest(Lenient):
     model_config = ConfigDict(
         extra="ignore",
         json_schema_extra={
@@ -123,7 +147,7 @@ class ChatRequest(_Lenient):
     )
 
     model: str = Field(max_length=256)
-    messages: list[Message] = Field(min_length=1, max_length=1000)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=10**6)
     """Most tokens of thought and answer together."""
     max_tokens: int | None = Field(default=None, ge=1, le=10**6)
@@ -158,8 +182,6 @@ class ChatRequest(_Lenient):
             for field in UNSUPPORTED:
                 if data.get(field):
                     raise ValueError(f"{field}: is not supported")
-            # A null means that the field is absent.
-            return {key: value for key, value in data.items() if value is not None}
         return data
 
     @model_validator(mode="after")

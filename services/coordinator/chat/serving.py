@@ -1,71 +1,39 @@
 """What the inference process serves, known to chat without asking the database for each request.
 
 A thread of the event loop looks every second. The inference process announces a swap two seconds
-before it, so a phase that begins while this says a model is ready runs on that model's weights.
+before it, so a phase that begins soon after a look which found a model ready runs on that model's
+weights. Where looks fail or hang, the engine itself is asked which weights it has.
 """
 
 import asyncio
 import gc
 import logging
-import uuid
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 from fastapi import FastAPI
-from sqlalchemy import func, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from services.coordinator.chat import tool_calls
-from shared import model_store
-from shared.db import transaction
-from shared.engine_answers import EngineRefused
+from services.coordinator.chat import served_model, tool_calls
+from services.coordinator.chat.served_model import NOTHING_PROMOTED, ServedModel
+from shared.engine_answers import EngineError, EngineRefused
 from shared.engine_client import EngineClient
 from shared.errors import InvalidRequest, NotFound, Unavailable
-from shared.formats import NONE, ThoughtFormat
-from shared.models import Model, Serving
-from shared.schemas import Effort
 
 log = logging.getLogger(__name__)
-NOTHING_SERVED = "no model is served yet; promote one with POST /models/{id}/promote"
 LOOK_SECONDS = 1.0
-STALE = timedelta(seconds=60)
-"""The inference process renews its row at least every ten seconds while its engine works."""
+FRESH_SECONDS = 1.5
+"""A phase that begins within these of a look's beginning is at the engine before a swap which
+that look has not seen: `ANNOUNCE_SECONDS` of the inference process are two."""
+PATIENCE_SECONDS = 3.0
+"""A request waits no longer for a look."""
 RETRY_SECONDS = 3
-DEFAULT_THOUGHT_TOKENS = 1024
-EFFORT_SHARE: Mapping[Effort, float] = {
-    "none": 0, "minimal": 0.125, "low": 0.25, "medium": 1, "high": 2, "xhigh": 4, "max": 4,
-}  # fmt: skip
-"""Thought budget as a share of the one that the model was trained with."""
 PROBE_TOOL = {
     "type": "function",
     "function": {"name": "probe_of_tools", "description": "", "parameters": {"type": "object"}},
 }
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """The model that chat answers with. `thought_tokens` is the budget it was trained with."""
-
-    id: uuid.UUID
-    name: str
-    version: int
-    created: int
-    format: ThoughtFormat
-    thought_tokens: int
-    thought_budgets: dict[str, int]
-    """Tokens for an effort, where its promotion has set them."""
-    engine_url: str
-
-    @property
-    def ref(self) -> str:
-        return f"{self.name}@v{self.version}"
-
-    def thought_budget(self, effort: Effort) -> int:
-        """Most tokens of a thought."""
-        given = self.thought_budgets.get(effort)
-        return round(self.thought_tokens * EFFORT_SHARE[effort]) if given is None else given
 
 
 @dataclass(eq=False)
@@ -74,7 +42,18 @@ class Served:
 
     model: ServedModel
     engine: EngineClient
+    orders: set[tuple[str, ...]] = field(default_factory=set, init=False)
+    """Of roles, that its template has taken."""
     _takes_tools: bool | None = field(default=None, init=False)
+
+    async def confirm(self) -> None:
+        """Raises `Unavailable` unless the engine has this model's weights."""
+        try:
+            label = await self.engine.weight_version()
+        except EngineError:
+            label = None
+        if label != self.model.weights_sha256:
+            raise _replaced()
 
     async def check_takes_tools(self) -> None:
         """Raises `InvalidRequest` unless the model's template has tools in a form we can read."""
@@ -102,8 +81,10 @@ class ServingCache:
     def __init__(self) -> None:
         self._served: Served | None = None
         self._engines: dict[str, EngineClient] = {}
-        self._why = NOTHING_SERVED
-        self._promoted: str | None = None
+        self._why = NOTHING_PROMOTED
+        self._promoted: tuple[str | None, ...] = ()
+        self._looked_at = 0.0
+        """When the last look that succeeded began."""
         self._one_look = asyncio.Lock()
 
     def current(self) -> Served:
@@ -119,12 +100,13 @@ class ServingCache:
             NotFound: another model is served.
             Unavailable: none is yet, or the one named was promoted and is about to take its place.
         """
+        if name in self.current().model.names:
+            return self.current()
+        await self._look_for(name)  # it may have been promoted since the last one
         served = self.current()
-        if name in (served.model.ref, served.model.name):
+        if name in served.model.names:
             return served
-        async with self._one_look:  # it may have been promoted since the last one
-            await self.look()
-        if name == self._promoted:
+        if name in self._promoted:
             raise Unavailable(
                 f"{name} is promoted and being loaded; retry shortly",
                 code="model_not_ready",
@@ -136,76 +118,64 @@ class ServingCache:
             code="model_not_found",
         )
 
-    def still(self, served: Served) -> None:
-        """Raises `Unavailable` if another model has taken its place, or is about to."""
+    def is_sure(self, served: Served) -> bool:
+        """Whether a phase that begins now is known to run on this model. If not, it is to be
+        confirmed once the engine has written something of it: what has begun, ends on the weights
+        it began with.
+
+        Raises:
+            Unavailable: another model has taken its place, or is about to.
+        """
         if self._served is not served:
-            raise Unavailable(
-                "the model is being replaced; ask again",
-                code="model_replaced",
-                retry_after=RETRY_SECONDS,
-            )
+            raise _replaced()
+        return time.monotonic() - self._looked_at < FRESH_SECONDS
 
     async def look(self) -> None:
-        model, self._why, self._promoted = await asyncio.to_thread(read_serving)
-        if model is None:
-            self._served = None
-        elif self._served is None or self._served.model != model:
-            url = model.engine_url
-            if url not in self._engines:
-                self._engines[url] = EngineClient(url)
-            self._served = Served(model, self._engines[url].for_another_model())
+        async with self._one_look:  # an older answer must not replace a newer one
+            began = time.monotonic()
+            found = await asyncio.to_thread(served_model.read_serving)
+            self._looked_at, self._why, self._promoted = began, found.why, found.promoted
+            model = found.model
+            if model is None:
+                self._served = None
+            elif self._served is None or self._served.model != model:
+                url = model.engine_url
+                if url not in self._engines:
+                    self._engines[url] = EngineClient(url)
+                self._served = Served(model, self._engines[url].for_another_model())
+
+    async def _look_for(self, name: str) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self.look()
+        except (SQLAlchemyError, TimeoutError):
+            raise Unavailable(
+                f"the database is away, and so it is not known whether {name!r} is served",
+                code="database_away",
+                retry_after=RETRY_SECONDS,
+            ) from None
 
     async def close(self) -> None:
         self._served = None
+        self._one_look = asyncio.Lock()  # the one that was belongs to this event loop
         while self._engines:
             await self._engines.popitem()[1].aclose()
 
     async def keep_looking(self) -> None:
+        """What is served goes on being served while looks fail."""
         while True:
             try:
                 await self.look()
             except DBAPIError as error:
-                # What is served goes on being served while Postgres is away.
                 log.warning("database away: %s", type(error.orig).__name__)
+            except Exception:
+                log.exception("cannot see what is served; looking again")
             await asyncio.sleep(LOOK_SECONDS)
 
 
-def read_serving() -> tuple[ServedModel | None, str, str | None]:
-    """The model that is ready, or None with the reason; and which one is to be served."""
-    query = (
-        select(Serving, Model)
-        .outerjoin(Model, Serving.model_id == Model.id)
-        .where(Serving.updated_at > func.now() - STALE)
-        .order_by(Serving.updated_at.desc())
-    )
-    with transaction() as session:
-        rows = session.execute(query).all()
-        promoted = model_store.last_promoted(session)
-        wanted = model_store.ref(promoted) if promoted else None
-        for serving, model in rows:
-            if serving.state == "ready" and model is not None:
-                return _served_model(serving.engine_url, model), "", wanted
-    if not rows:
-        return None, NOTHING_SERVED, wanted
-    state, detail = rows[0][0].state, rows[0][0].detail
-    if state == "failed":
-        return None, f"the promoted model cannot be served: {detail}", wanted
-    return None, f"the model is {state}; retry shortly", wanted
-
-
-def _served_model(engine_url: str, model: Model) -> ServedModel:
-    sampling = model.lineage.get("config", {}).get("sampling", {})
-    assert model.name is not None
-    assert model.version is not None
-    return ServedModel(
-        id=model.id,
-        name=model.name,
-        version=model.version,
-        created=int(model.created_at.timestamp()),
-        format=ThoughtFormat.model_validate(model.thought_format or NONE.model_dump()),
-        thought_tokens=int(sampling.get("max_thought_tokens", DEFAULT_THOUGHT_TOKENS)),
-        thought_budgets=model.thought_budgets or {},
-        engine_url=engine_url,
+def _replaced() -> Unavailable:
+    return Unavailable(
+        "the model is being replaced; ask again", code="model_replaced", retry_after=RETRY_SECONDS
     )
 
 

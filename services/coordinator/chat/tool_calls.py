@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
-from services.coordinator.chat.answer_filter import held_back
 from services.coordinator.chat.schema import Tool
+from shared.answer_filter import held_back
 
 BEGIN = "<tool_call>"
 END = "</tool_call>"

@@ -5,18 +5,20 @@ an answer is read in one way, so both are the same text with the same usage.
 """
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from services.coordinator.chat.answer import AnswerReader, Piece
-from services.coordinator.chat.answer_filter import AnswerFilter
+from services.coordinator.chat.conversation import Conversation, without_detail
 from services.coordinator.chat.schema import ChatRequest
 from services.coordinator.chat.serving import CACHE, Served
 from services.coordinator.chat.tool_calls import ToolCallReader, grammar
-from shared.engine_answers import Choice, EngineAway, EngineError, EngineRefused
-from shared.errors import InvalidRequest, PlatformError, Unavailable
-from shared.generation import SEEDS, Thought, respond_seed, think
+from shared.answer_filter import AnswerFilter
+from shared.engine_answers import Choice, EngineError, EngineRefused
+from shared.errors import InvalidRequest, PlatformError
+from shared.generation import SEEDS, render_and_think, respond_seed, think
+from shared.thoughts import Thought
 
 
 @dataclass
@@ -38,37 +40,87 @@ class Usage:
 
 @dataclass
 class Turn:
-    """One request, rendered for the model that answers it."""
+    """One request as it is answered."""
 
     request: ChatRequest
-    served: Served
-    prompt_ids: list[int]
-    room: int
-    """Tokens between the prompt's end and that of the model's context."""
+    conversation: Conversation
     seed: int
+    prompt_ids: list[int] = field(default_factory=list)
+    """Empty until the conversation is rendered."""
     thoughts: list[Thought] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
 
+    @property
+    def served(self) -> Served:
+        return self.conversation.served
+
+    @property
+    def can_render_by_thinking(self) -> bool:
+        """Whether one request to the engine does both. What might be refused is rendered by itself,
+        since an error has its status only until a stream begins. So is what might leave a thought
+        less room than its budget: how much there is, is known only afterwards."""
+        fmt, longest = self.served.model.format, self.conversation.longest
+        if not fmt.thinks or fmt.prefix or not self.conversation.surely_renders:
+            return False
+        budget = self._thought_budget(longest)
+        return 0 < budget == self._thought_budget(longest - self.conversation.most_tokens)
+
+    async def render(self) -> None:
+        """Raises `InvalidRequest`: too long, or not what the model's template can render."""
+        self.prompt_ids = await self.conversation.render()
+
     async def think(self) -> None:
         """Phase 1, of all choices at once."""
-        fmt = self.served.model.format
-        if not fmt.thinks:
+        if self.served.model.format.thinks:
+            if not self.prompt_ids:
+                await self._first_phase(self._render_and_think)
+            if not self.prompt_ids:
+                await self.render()
+            if not self.thoughts:
+                await self._first_phase(self._think)
+        else:
             self.thoughts = [Thought([], "", 0, forced=False)] * self.request.n
-            return
-        try:
-            self.thoughts = await think(
-                self.served.engine,
-                self.prompt_ids,
-                fmt,
-                n=self.request.n,
-                max_tokens=self._thought_budget(),
-                temperature=self.request.temperature,
-                top_p=self.request.top_p,
-                seed=self.seed,
-            )
-        except EngineError as error:
-            raise _without_detail(error) from None
+        self.usage.prompt_tokens = len(self.prompt_ids)
         self.usage.reasoning_tokens = sum(thought.tokens for thought in self.thoughts)
+
+    async def _first_phase(self, draw: Callable[[], Awaitable[None]]) -> None:
+        is_sure = CACHE.is_sure(self.served)
+        try:
+            await draw()
+        except EngineError as error:
+            raise without_detail(error) from None
+        if not is_sure:
+            await self.served.confirm()
+
+    async def _render_and_think(self) -> None:
+        """Leaves undone what does not succeed in one request, and is to be done in two."""
+        fmt, messages = self.served.model.format, self.conversation.messages
+        sampling = self._sampling(self._thought_budget(self.conversation.longest))
+        try:
+            self.prompt_ids, thoughts = await render_and_think(
+                self.served.engine, messages, fmt, **sampling
+            )
+        except EngineRefused:
+            return
+        budget = self._thought_budget(self.room)
+        if all(thought.tokens <= budget for thought in thoughts):
+            self.thoughts = thoughts
+
+    async def _think(self) -> None:
+        sampling = self._sampling(self._thought_budget(self.room))
+        self.thoughts = await think(
+            self.served.engine, self.prompt_ids, self.served.model.format, **sampling
+        )
+
+    def _sampling(self, budget: int) -> dict[str, Any]:
+        """Of phase 1."""
+        return {
+            "n": self.request.n,
+            "max_tokens": budget,
+            "temperature": self.request.temperature,
+            "top_p": self.request.top_p,
+            "seed": self.seed,
+        }
 
     async def answer(self, choice: int) -> AsyncIterator[Piece]:
         """Phase 2 of one choice, behind its thought."""
@@ -78,16 +130,19 @@ class Turn:
             yield Piece(finish_reason="length")
             return
         # A phase that began on one model is not continued on another.
-        CACHE.still(self.served)
+        is_sure = CACHE.is_sure(self.served)
         reader = self._reader()
         try:
             async for piece in self._second_phase(choice, thought, budget):
+                if not is_sure:
+                    await self.served.confirm()
+                    is_sure = True
                 self.usage.answer_tokens += len(piece.token_ids)
                 yield reader.read(piece)
         except EngineRefused as error:
             raise self._named(error) from None
         except EngineError as error:
-            raise _without_detail(error) from None
+            raise without_detail(error) from None
 
     async def _second_phase(
         self, choice: int, thought: Thought, budget: int
@@ -103,6 +158,9 @@ class Turn:
             "min_tokens": 1,
             "stop": request.stops,
             "include_stop_str_in_output": False,
+            # What is looked for in the answer may be a special token, and must be seen then. The
+            # model's own end is in no text, since no stop is included.
+            "skip_special_tokens": not (self._hides_thoughts or request.callable_tools),
             "frequency_penalty": request.frequency_penalty,
             "presence_penalty": request.presence_penalty,
             **self._constraints(),
@@ -133,20 +191,30 @@ class Turn:
         return fields
 
     def _reader(self) -> AnswerReader:
-        fmt, request = self.served.model.format, self.request
-        # JSON may hold any text; bound to it, a model cannot begin another thought.
-        free = request.response_format.type == "text"
+        fmt = self.served.model.format
         return AnswerReader(
-            AnswerFilter(fmt.thought_marker if free else "", fmt.response_marker),
-            ToolCallReader() if request.callable_tools else None,
+            AnswerFilter(fmt.thought_marker if self._hides_thoughts else "", fmt.response_marker),
+            ToolCallReader() if self.request.callable_tools else None,
         )
 
-    def _thought_budget(self) -> int:
+    @property
+    def _hides_thoughts(self) -> bool:
+        """Whether a second thought may begin in the answer, and shows it. JSON may hold any text,
+        and bound to it, a model cannot begin another thought."""
+        is_free = self.request.response_format.type == "text"
+        return is_free and bool(self.served.model.format.thought_marker)
+
+    @property
+    def room(self) -> int:
+        """Tokens between the prompt's end and that of the model's context."""
+        return self.conversation.longest - len(self.prompt_ids)
+
+    def _thought_budget(self, room: int) -> int:
         """Most tokens of a thought. Half of what there is stays for the answer."""
         wanted = self.request.max_thought_tokens
         if wanted is None:
             wanted = self.served.model.thought_budget(self.request.reasoning_effort or "medium")
-        limit = self.room if self.request.limit is None else min(self.room, self.request.limit)
+        limit = room if self.request.limit is None else min(room, self.request.limit)
         return min(wanted, limit - limit // 2)
 
     def _answer_budget(self, thought: Thought) -> int:
@@ -165,53 +233,19 @@ class Turn:
         for name, given in handed_on.items():
             if given:
                 return InvalidRequest(f"{name}: the engine cannot use it", param=name)
-        return _without_detail(error)
+        return without_detail(error)
 
 
 async def prepare(request: ChatRequest, served: Served) -> Turn:
-    """Render the prompt: the thought prompt goes around the newest question only, and earlier
-    answers stand there without the thoughts that led to them.
+    """The turn, rendered unless that is done as it thinks.
 
     Raises:
         InvalidRequest: too long, or not what the model's template can render.
     """
-    messages = [message.for_template() for message in request.messages]
-    question = next(m for m in reversed(messages) if m["role"] == "user")
-    question["content"] = served.model.format.prompt(question["content"])
-    tools = [tool.model_dump() for tool in request.tools]
-    try:
-        if tools:
-            await served.check_takes_tools()
-        prompt_ids = await served.engine.render(messages, tools)
-        longest = await served.engine.max_model_len()
-    except EngineRefused:
-        raise InvalidRequest(
-            "messages: the model's chat template refuses this order of roles", param="messages"
-        ) from None
-    except EngineError as error:
-        raise _without_detail(error) from None
-    if len(prompt_ids) >= longest:
-        raise InvalidRequest(
-            f"messages: {len(prompt_ids)} tokens with the thought prompt, and the model's context "
-            f"is {longest} tokens",
-            param="messages",
-            code="context_length_exceeded",
-        )
+    conversation = await Conversation.of(request, served)
     # One and the same engine request repeats a whole choice; the engine adds k for choice k.
     seed = random.randrange(SEEDS) if request.seed is None else request.seed % SEEDS
-    return Turn(
-        request=request,
-        served=served,
-        prompt_ids=prompt_ids,
-        room=longest - len(prompt_ids),
-        seed=seed,
-        usage=Usage(prompt_tokens=len(prompt_ids)),
-    )
-
-
-def _without_detail(error: EngineError) -> PlatformError:
-    """The engine's own words may hold what a model wrote."""
-    if isinstance(error, EngineAway):
-        return Unavailable("the model is not ready; retry shortly", retry_after=5)
-    # Most often it is about to end, with all that it has under way.
-    return Unavailable("the model failed to answer; retry", code="engine_failed", retry_after=5)
+    turn = Turn(request, conversation, seed)
+    if not turn.can_render_by_thinking:
+        await turn.render()
+    return turn

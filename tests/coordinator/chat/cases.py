@@ -26,6 +26,12 @@ FORMATS = (
         response_marker="回答:",
     ),
 )
+MARKERS = (
+    *(marker for f in FORMATS for marker in (f.thought_marker, f.response_marker) if marker),
+    "<tool_call>",
+    "</tool_call>",
+)
+"""Texts that are special tokens of many a tokenizer."""
 STOPS = ("\n\n", "two", ":", "é", "}", "my", "思")
 TOOL = {
     "type": "function",

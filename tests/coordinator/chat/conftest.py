@@ -46,5 +46,6 @@ def served(engine_url: str, url: str, clean_database: Engine, fmt: ThoughtFormat
 
 
 @pytest.fixture
-def client(served: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served}/v1", api_key="none", max_retries=0)
+def client(served: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served}/v1", api_key="none", max_retries=0) as client:
+        yield client

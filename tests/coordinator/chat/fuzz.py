@@ -14,6 +14,7 @@ from tests.coordinator.chat.cases import CANARY, Case, case
 from tests.coordinator.chat.outcome import ask
 from tests.engine_scripts import Play
 from tests.scripted_engine import ScriptedEngine
+from tests.workers import tiny_model
 
 AT_ONCE = 8
 
@@ -98,6 +99,8 @@ async def _problem(
     for outcome in (whole, streamed):
         if leaks(outcome.seen):
             return f"leak: {outcome.seen}"
+        if tiny_model.END in outcome.seen:
+            return f"the model's end shows: {outcome.seen}"
         if outcome.error and outcome.error["code"] not in EXPECTED_ERRORS:
             return f"unexpected error: {outcome.error}"
     if made.body["n"] > 1 and whole.error and streamed.error:

@@ -25,7 +25,10 @@ def thinks(prompt: str) -> bool:
 
 
 def serve(engine_url: str, fmt: ThoughtFormat, name: str = "demo") -> None:
-    """Promote a model of this format and wait until chat serves it."""
+    """Promote a model of this format and wait until chat serves it, as after a first question: its
+    template is known to take one."""
     with transaction() as session:
         id_ = factories.served(session, engine_url, name=name, thought_format=fmt.model_dump()).id
     until(lambda: CACHE._served and CACHE._served.model.id == id_, "it is served")
+    assert CACHE._served is not None
+    CACHE._served.orders.add(("user",))

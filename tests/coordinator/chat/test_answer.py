@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.coordinator.chat.answer import AnswerReader, Piece
-from services.coordinator.chat.answer_filter import AnswerFilter
 from services.coordinator.chat.schema import Tool
 from services.coordinator.chat.tool_calls import ToolCallReader, grammar
+from shared.answer_filter import AnswerFilter
 from shared.engine_answers import Choice, TokenLogprob
 from shared.errors import PlatformError, Unavailable
 

@@ -1,5 +1,6 @@
 """Chat over the openai client: what a client can see, byte by byte, while the engine misbehaves."""
 
+import json
 import uuid
 from typing import Any
 
@@ -7,7 +8,7 @@ import httpx2
 import openai
 import pytest
 from openai.types.chat import ChatCompletion
-from sqlalchemy import delete, func
+from sqlalchemy import func
 
 from services.coordinator.chat import admission
 from services.coordinator.chat.serving import CACHE
@@ -25,6 +26,24 @@ def thought_tokens(answer: ChatCompletion) -> int | None:
     assert answer.usage is not None
     assert answer.usage.completion_tokens_details is not None
     return answer.usage.completion_tokens_details.reasoning_tokens
+
+
+HALF = "\ud800"
+"""Half of a surrogate pair: JSON can hold it, UTF-8 cannot."""
+
+
+def schema(schema: dict[str, Any]) -> dict[str, Any]:
+    wanted = {"name": "a", "schema": schema}
+    return {"response_format": {"type": "json_schema", "json_schema": wanted}}
+
+
+def deep(levels: int) -> dict[str, Any]:
+    return {"not": deep(levels - 1)} if levels else {}
+
+
+def post(url: str, body: str) -> httpx2.Response:
+    headers = {"content-type": "application/json"}
+    return httpx2.post(f"{url}/v1/chat/completions", content=body, headers=headers)
 
 
 def streamed(client: openai.OpenAI, **request: Any) -> str:
@@ -107,15 +126,68 @@ def test_models_are_listed_by_version_and_name(client: openai.OpenAI) -> None:
         ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop"),
         ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema"),
         ({"functions": [{"name": "f"}]}, 400, "functions"),
+        # Of a union, the type that fits best says what is wrong.
+        ({"stop": 5}, 400, "stop"),
+        ({"stop": ["a", 5]}, 400, "stop.1"),
+        ({"tool_choice": "maybe"}, 400, "tool_choice"),
+        ({"tool_choice": {"type": "function"}}, 400, "tool_choice.function"),
+        # What can be parsed, but not be passed on.
+        ({"messages": [{"role": "user", "content": HALF}]}, 400, "messages.0.content"),
+        ({"stop": HALF}, 400, "stop"),
+        ({"stop": ["a", HALF]}, 400, "stop.1"),
+        ({"logit_bias": {HALF: 1}}, 400, "logit_bias"),
+        ({"temperature": float("nan")}, 400, "temperature"),
+        (schema({"enum": [HALF]}), 400, "response_format.json_schema.schema"),
+        (schema({HALF: 1}), 400, "response_format.json_schema.schema"),
+        (schema({"maximum": 2**64}), 400, "response_format.json_schema.schema"),
+        (schema(deep(300)), 400, "response_format.json_schema.schema"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": deep(300)}}]},
+            400,
+            "tools.0.function.parameters",
+        ),
     ],
 )
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_bad_request_names_its_field(
-    served: str, change: dict[str, Any], status: int, param: str
+    served: str, change: dict[str, Any], status: int, param: str, stream: bool
 ) -> None:
-    body = {"model": "demo", "messages": QUESTION} | change
-    answer = httpx2.post(f"{served}/v1/chat/completions", json=body)
+    body = {"model": "demo", "messages": QUESTION, "stream": stream} | change
+    answer = post(served, json.dumps(body))
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (status, param), error
+    assert "NamedTool" not in answer.text
+    assert "constrained" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('{"model": ', "the body is not JSON"),
+        ("[]", "body: Input should be an object"),
+        ("", "body: Field required"),
+    ],
+)
+def test_a_body_that_is_no_object_is_said_so(served: str, body: str, said: str) -> None:
+    answer = post(served, body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["message"], error["param"]) == (400, said, None)
+
+
+def test_a_clients_nulls_mean_that_a_field_is_absent(
+    client: openai.OpenAI, scripted: ScriptedEngine
+) -> None:
+    """As clients send an answer back to go on with the conversation."""
+    scripted.script = script("Forty two.")
+    answer = client.chat.completions.create(model="demo", messages=QUESTION)
+    history: list[Any] = [*QUESTION, answer.choices[0].message.model_dump(), *QUESTION]
+    assert "tool_calls" in history[1]
+    function = {"name": "f", "description": None, "parameters": None, "strict": None}
+    tools: list[Any] = [{"type": "function", "function": function}]
+    options: Any = {"include_usage": None}
+    request: dict[str, Any] = {"model": "demo", "messages": history, "tools": tools}
+    client.chat.completions.create(**request)
+    assert list(client.chat.completions.create(**request, stream=True, stream_options=options))
 
 
 def test_a_model_promoted_but_not_loaded_is_worth_waiting_for(served: str) -> None:
@@ -126,17 +198,6 @@ def test_a_model_promoted_but_not_loaded_is_worth_waiting_for(served: str) -> No
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) > 0
     assert answer.json()["error"]["code"] == "model_not_ready"
-
-
-def test_nothing_served_is_said_so(served: str) -> None:
-    with transaction() as session:
-        session.execute(delete(Serving))
-    until(lambda: CACHE._served is None, "the coordinator sees that")
-    body = {"model": "demo", "messages": QUESTION}
-    answer = httpx2.post(f"{served}/v1/chat/completions", json=body)
-    assert answer.status_code == 503
-    assert "promote one" in answer.json()["error"]["message"]
-    assert httpx2.get(f"{served}/v1/models").json()["data"] == []
 
 
 @pytest.mark.parametrize("stream", [False, True])

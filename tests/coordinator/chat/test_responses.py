@@ -1,5 +1,6 @@
 """The Responses route, by the openai client: stateless, and as silent about thoughts."""
 
+import json
 from typing import Any
 
 import httpx2
@@ -9,6 +10,8 @@ import pytest
 from tests.coordinator.chat.served import SECRET, THOUGHT, script
 from tests.engine_scripts import Play
 from tests.scripted_engine import ScriptedEngine
+
+IMAGE = {"type": "input_image", "image_url": "data:,"}
 
 
 def test_a_response_is_the_answer_with_its_usage(
@@ -88,9 +91,34 @@ def test_a_stream_that_fails_says_so(client: openai.OpenAI, scripted: ScriptedEn
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"input": []}, "input"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
+        ({"input": [{"role": "user", "content": [IMAGE]}]}, "input.0.content"),
+        (
+            {"input": [{"type": "reasoning"}, {"role": "user", "content": [IMAGE]}]},
+            "input.1.content",
+        ),
+        ({"input": [{"type": "reasoning"}]}, "input"),
+        ({"input": 5}, "input"),
+        ({"input": "\ud800"}, "input"),
+        ({"instructions": "\ud800"}, "instructions"),
+        ({"metadata": {"a": "\ud800"}}, "metadata"),
+        ({"metadata": {"\ud800": "a"}}, "metadata"),
     ],
 )
-def test_what_it_does_not_do_is_named(served: str, change: dict[str, Any], param: str) -> None:
-    answer = httpx2.post(f"{served}/v1/responses", json={"model": "demo", "input": "Hi"} | change)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_it_does_not_do_is_named(
+    served: str, change: dict[str, Any], param: str, stream: bool
+) -> None:
+    body = json.dumps({"model": "demo", "input": "Hi", "stream": stream} | change)
+    headers = {"content-type": "application/json"}
+    answer = httpx2.post(f"{served}/v1/responses", content=body, headers=headers)
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"].startswith(param), answer.text
+    assert answer.json()["error"]["param"] == param, answer.text
+
+
+def test_nulls_mean_that_a_field_is_absent(served: str, scripted: ScriptedEngine) -> None:
+    scripted.script = script("Yes.")
+    item = {"role": "user", "content": "Sure?", "type": None}
+    text = {"format": {"type": "text", "name": None, "schema": None}}
+    body = {"model": "demo", "input": [item], "text": text, "reasoning": {"effort": None}}
+    answer = httpx2.post(f"{served}/v1/responses", json=body)
+    assert answer.status_code == 200, answer.text

@@ -1,16 +1,23 @@
 """Which model answers, while models change."""
 
 import threading
+from contextlib import ExitStack
+from datetime import timedelta
 from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy import delete, func, update
+from sqlalchemy.exc import TimeoutError as PoolIsFull
 
-from services.coordinator.chat import admission
-from shared.db import transaction
+from services.coordinator.chat import admission, served_model
+from services.coordinator.chat import serving as serving_cache
+from services.coordinator.chat.serving import CACHE
+from shared.db import get_engine, transaction
 from shared.formats import GENERIC
-from shared.models import Serving
-from tests.coordinator.chat.served import QUESTION, THOUGHT, script, serve
+from shared.models import Model, Serving
+from tests import factories
+from tests.coordinator.chat.served import QUESTION, THOUGHT, script, serve, thinks
 from tests.scripted_engine import ScriptedEngine
 from tests.waiting import until
 
@@ -93,7 +100,120 @@ def test_a_client_that_waits_for_a_thought_hears_of_it(
     lines = Asked(served, stream=True).answered().text.split("\n\n")
     first_ping, first_text = (
         lines.index(": ping"),
-        next(at for at, line in enumerate(lines) if '"content":"F"' in line),
+        next(at for at, line in enumerate(lines) if '"content":"F' in line),
     )
     assert '"role":"assistant"' in lines[0]
     assert 0 < first_ping < first_text
+
+
+@pytest.fixture
+def blind(served: str, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    """An engine that has the weights of `demo`, behind a coordinator whose looks all fail."""
+
+    def full() -> None:
+        raise PoolIsFull("QueuePool limit reached")  # SQLAlchemy's, and no DBAPIError
+
+    monkeypatch.setattr(served_model, "read_serving", full)
+    monkeypatch.setattr(serving_cache, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(scripted, "label", "0" * 64)
+    scripted.requests.clear()
+    return scripted
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_chat_goes_on_while_looks_fail(served: str, blind: ScriptedEngine, stream: bool) -> None:
+    blind.script = script("Forty two.")
+    answer = Asked(served, stream=stream).answered()
+    assert answer.status_code == 200
+    assert "error" not in answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("in_its_thought", [False, True])
+def test_a_swap_that_no_look_has_seen_is_found_out(
+    served: str, blind: ScriptedEngine, in_its_thought: bool, stream: bool
+) -> None:
+    def write(prompt: str, _: int) -> str:
+        if thinks(prompt) == in_its_thought:
+            blind.label = "of another model"
+        return THOUGHT if thinks(prompt) else "Forty two."
+
+    blind.script = write
+    answer = Asked(served, stream=stream).answered()
+    assert answer.status_code == (200 if stream else 503)
+    assert '"code":"model_replaced"' in answer.text
+    assert "two" not in answer.text
+    assert len(blind.requests) == (1 if in_its_thought else 2)
+
+
+def test_looks_go_on_after_they_have_failed(
+    blind: ScriptedEngine, engine_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = CACHE._looked_at
+    monkeypatch.undo()
+    monkeypatch.setattr(serving_cache, "LOOK_SECONDS", 0.05)
+    until(lambda: CACHE._looked_at > seen, "it looks again")
+
+
+def test_a_name_that_cannot_be_looked_up_is_not_said_to_be_unknown(
+    served: str, blind: ScriptedEngine
+) -> None:
+    answer = Asked(served, model="other").answered()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_away")
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_looks_do_not_queue_for_the_pool(served: str) -> None:
+    with ExitStack() as taken:
+        for _ in range(20):
+            taken.enter_context(get_engine().connect())
+        seen = CACHE._looked_at
+        until(lambda: CACHE._looked_at > seen, "it looks", 5)
+
+
+def why_not(url: str) -> str:
+    until(lambda: CACHE._served is None, "the coordinator sees that")
+    answer = Asked(url).answered()
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
+    return str(answer.json()["error"]["message"])
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("starting", "demo@v1 is being loaded; retry shortly"),
+        ("failed", "demo@v1 failed to load and will be tried again: exited with 1"),
+    ],
+)
+def test_a_long_start_is_told_from_no_promotion(served: str, state: str, said: str) -> None:
+    """A start takes minutes, and the inference process does not renew its row meanwhile."""
+    values = {"state": state, "model_id": None, "detail": "exited with 1"}
+    with transaction() as session:
+        session.execute(update(Model).values(promoted_at=func.now() - timedelta(hours=2)))
+        long_ago = func.now() - timedelta(hours=1)
+        session.execute(update(Serving).values(**values, updated_at=long_ago))
+    assert why_not(served) == said
+
+
+def test_a_failure_of_an_earlier_model_is_not_that_of_the_next(served: str) -> None:
+    with transaction() as session:
+        session.execute(update(Serving).values(state="failed", updated_at=func.now()))
+        factories.model(session, name="next", promoted_at=func.now() + timedelta(seconds=1))
+    until(lambda: "next" in CACHE._promoted, "the promotion is seen")
+    assert why_not(served) == "next@v1 is being loaded; retry shortly"
+
+
+def test_nothing_promoted_is_said_so(served: str) -> None:
+    with transaction() as session:
+        session.execute(delete(Serving))
+        session.execute(update(Model).values(promoted_at=None))
+    until(lambda: not CACHE._promoted, "the coordinator sees that")
+    assert "promote one" in why_not(served)
+    assert httpx2.get(f"{served}/v1/models").json()["data"] == []
+
+
+def test_a_checkpoint_without_a_name_stops_no_looking(served: str) -> None:
+    with transaction() as session:
+        session.execute(update(Model).values(name=None, version=None))
+    assert "has no name" in why_not(served)

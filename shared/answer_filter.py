@@ -8,6 +8,8 @@ where pieces end.
 
 import string
 
+from shared.formats import ThoughtFormat
+
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
@@ -63,6 +65,14 @@ class AnswerFilter:
             text = text.lstrip()
             self._begun = bool(text)
         return text
+
+
+def visible(response: str | None, fmt: ThoughtFormat) -> str | None:
+    """What of a whole response is shown to who may not read thoughts; None is no response."""
+    if response is None:
+        return None
+    thoughts = AnswerFilter(fmt.thought_marker, fmt.response_marker)
+    return thoughts.feed(response) + thoughts.end()
 
 
 def held_back(text: str, marker: str) -> int:

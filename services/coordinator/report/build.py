@@ -1,4 +1,7 @@
-"""An iteration's report: what was sampled, paired, learnt, and how validation judged it."""
+"""An iteration's report: what was sampled, paired, learnt, and how validation judged it.
+
+Built once, when the iteration succeeds, and kept with it: what it counts may be pruned later.
+"""
 
 import uuid
 from typing import Any
@@ -6,17 +9,39 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from services.coordinator import evaluation
-from services.coordinator.state import checkpoints, job_id
+from services.coordinator.pairing import candidates
+from services.coordinator.report.judges import judges
+from services.coordinator.report.outputs import outputs
+from services.coordinator.report.rho import sweep
+from services.coordinator.report.validation import categories, evaluated, validation
+from services.coordinator.report.versus import thinking_vs_direct
+from services.coordinator.state import config_of, job_id
 from shared.models import Completion, Iteration, Job
 
 
 def build(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
+    config, run = config_of(iteration), iteration.run_id
+    steps = job_id(iteration.id, "generate"), job_id(iteration.id, "judge")
     return {
         **_sampled(session, iteration),
         **_pairs(iteration),
         "training": _training(session, iteration),
-        "validation": _validation(session, iteration, chosen_id),
+        "validation": validation(session, iteration, chosen_id),
+        **categories(session, iteration, chosen_id),
+        "outputs": {
+            "training": outputs(session, *steps),
+            "validation": evaluated(session, run, chosen_id),
+            "seed": evaluated(session, run, iteration.seed_model_id),
+        },
+        "length_control": {
+            "rho": config.length_control.rho,
+            "sweep": sweep(
+                candidates(session, iteration.id),
+                max_parse_failure_fraction=config.pairing.max_parse_failure_fraction,
+            ),
+        },
+        **judges(config),
+        "thinking_vs_direct": thinking_vs_direct(session, iteration, chosen_id),
     }
 
 
@@ -45,9 +70,9 @@ def _sampled(session: Session, iteration: Iteration) -> dict[str, Any]:
 
 def _pairs(iteration: Iteration) -> dict[str, Any]:
     pairing = iteration.pairing or {}
-    counts = {key: pairing.get(key) for key in ("kept", "parse_failure", "dropped")}
+    keys = ("kept", "parse_failure", "by_length_alone", "dropped")
     return {
-        "pairs": counts,
+        "pairs": {key: pairing.get(key) for key in keys},
         "chosen_length": pairing.get("chosen_length"),
         "rejected_length": pairing.get("rejected_length"),
     }
@@ -55,31 +80,8 @@ def _pairs(iteration: Iteration) -> dict[str, Any]:
 
 def _training(session: Session, iteration: Iteration) -> dict[str, Any]:
     result = session.get_one(Job, job_id(iteration.id, "train")).result or {}
-    keys = ("first_loss", "last_loss", "reward_margin", "steps", "train_seconds")
+    keys = (
+        *("pairs", "pairs_dropped", "steps", "train_seconds"),
+        *("first_loss", "last_loss", "reward_margin"),
+    )
     return {key: result.get(key) for key in keys}
-
-
-def _validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
-    run = iteration.run_id
-    chosen = evaluation.scores(session, run, chosen_id)
-    seed = evaluation.scores(session, run, iteration.seed_model_id)
-    assert iteration.parent_model_id is not None
-    parent = evaluation.scores(session, run, iteration.parent_model_id)
-    rows = checkpoints(session, iteration)
-    scored = [m for m in rows if evaluation.exists(session, run, m.id)]
-    return {
-        "checkpoints": [
-            {
-                "epoch": m.epoch,
-                "model": str(m.id),
-                "score": evaluation.mean(evaluation.scores(session, run, m.id)),
-            }
-            for m in scored
-        ],
-        "chosen_epoch": next(m.epoch for m in rows if m.id == chosen_id),
-        "score": evaluation.mean(chosen),
-        "seed_score": evaluation.mean(seed),
-        "parent_score": evaluation.mean(parent),
-        "vs_seed": evaluation.compare(chosen, seed),
-        "vs_parent": evaluation.compare(chosen, parent),
-    }

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import signal
 import subprocess
 import time
@@ -17,41 +16,12 @@ import psutil
 import pytest
 from pydantic import BaseModel
 
-from tests.platform import Platform, platform
+from tests.platform import Platform
+from tests.real.asking import ASK, answers
 from tests.waiting import until
-from workers.unpack import unpack
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
-ROOT = Path(__file__).parents[1]
-QUESTION: list[Any] = [{"role": "user", "content": "Name a fruit."}]
-ASK: dict[str, Any] = {"model": "thinker", "messages": QUESTION, "seed": 1, "max_tokens": 48}
-TOOLS = (
-    "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}\nCall one as <tool_call>\n"
-    '{"name": ..., "arguments": ...}\n</tool_call><|im_end|>\n{% endif %}'
-)
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """Serves `thinker`: the bundled model, asked to think, with tools in its template."""
-    folder = tmp_path_factory.mktemp("chat")
-    model = folder / "thinker"
-    shutil.copytree(unpack("bundled", folder / "store"), model)
-    tokenizer = json.loads((model / "tokenizer_config.json").read_text())
-    jinja = model / "chat_template.jinja"
-    template = jinja.read_text() if jinja.exists() else tokenizer["chat_template"]
-    jinja.write_text(TOOLS + template)
-    (model / "tokenizer_config.json").write_text(
-        json.dumps(tokenizer | {"chat_template": TOOLS + template})
-    )
-    with platform(folder / "data", max_model_len="1024") as started:
-        body = {"name": "thinker", "source": str(model), "thought_format": "generic"}
-        httpx2.post(f"{started.stack.url}/models", json=body).raise_for_status()
-        started.client.wait_for_model("thinker")
-        budgets = {"thought_budgets": {"low": 6, "medium": 24}}
-        httpx2.post(f"{started.stack.url}/models/thinker/promote", json=budgets).raise_for_status()
-        until(lambda: answers(started), "the model is served", 180)
-        yield started
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -60,15 +30,9 @@ def client(real: Platform) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def answers(real: Platform) -> bool:
-    body = ASK | {"max_tokens": 2}
-    answer = httpx2.post(f"{real.stack.url}/v1/chat/completions", json=body, timeout=90)
-    assert answer.status_code in (200, 503), answer.text
-    return answer.status_code == 200
-
-
 def test_a_seed_repeats_the_answer_streamed_or_not(client: openai.OpenAI) -> None:
-    whole = [client.chat.completions.create(**ASK) for _ in range(2)]
+    # The first fills the prefix cache: what is computed anew may round otherwise.
+    _, *whole = [client.chat.completions.create(**ASK) for _ in range(3)]
     chunks = list(
         client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True})
     )

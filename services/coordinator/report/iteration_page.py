@@ -1,0 +1,165 @@
+"""An iteration's report as one HTML file."""
+
+from collections.abc import Mapping
+
+from services.coordinator.report.markup import (
+    Json,
+    document,
+    interval,
+    judge_lines,
+    number,
+    percent,
+    section,
+    table,
+    versus_section,
+    warning,
+)
+from services.coordinator.report.plot import Line, Point, plot
+from shared.models import Iteration
+
+WHOSE = {"training": "training samples", "validation": "validation", "seed": "seed on validation"}
+
+
+def iteration_page(row: Iteration, report: Json) -> str:
+    """Of a report of an earlier version it shows what there is."""
+    title = f"{row.config['name']}: report of iteration {row.number}"
+    versus = report.get("thinking_vs_direct")
+    body = [
+        warning(report),
+        section("Validation", _validation(report.get("validation"))),
+        versus_section([versus] if versus else []),
+        section("By category", _categories(report)),
+        section("Outputs", _outputs(report.get("outputs", {}))),
+        section("Pairs", _pairs(report)),
+        section("Other strengths of length control", _sweep(report.get("length_control"))),
+        section("Training", _training(report.get("training"))),
+    ]
+    return document(title, [f"iteration {row.id}", f"run {row.run_id}", *judge_lines(report)], body)
+
+
+def _validation(found: Json | None) -> str:
+    if not found:
+        return ""
+    rates = found.get("win_rate") or {}
+    rows = [
+        ("score", interval(found.get("score_interval"))),
+        ("score of the seed", interval(found.get("seed_interval"))),
+        ("against the seed", interval(found["vs_seed"], signed=True)),
+        ("against the parent", interval(found["vs_parent"], signed=True)),
+    ]
+    for whom in ("seed", "parent"):
+        if rate := rates.get(whom):
+            rows.append((f"win rate against the {whom}", interval(rate["raw"])))
+            rows.append(("length-controlled", interval(rate["length_controlled"])))
+    if gain := rates.get("gain_in_share_over_parent"):
+        rows.append(
+            ("gain over the parent in share won from the seed", interval(gain, signed=True))
+        )
+    rows.append(("checkpoint chosen", f"epoch {found['chosen_epoch']}"))
+    return table(("", "mean, 95% interval"), rows)
+
+
+def _categories(report: Json) -> str:
+    found = report.get("categories")
+    if not found:
+        return ""
+    rows = [
+        (
+            c["category"],
+            str(c["prompts"]),
+            number(c["score"]),
+            number(c["seed_score"]),
+            interval(c["vs_seed"], signed=True),
+        )
+        for c in found
+    ]
+    return table(("category", "prompts", "score", "seed", "against the seed"), rows)
+
+
+def _outputs(found: Mapping[str, Json | None]) -> str:
+    shown = [(name, found[key]) for key, name in WHOSE.items() if found.get(key)]
+    header = (
+        *("", "outputs", "parse", "truncated", "thought tokens", "response tokens"),
+        *("spread of scores", "without spread", "judged", "unjudged"),
+    )
+    rows = [
+        (
+            name,
+            str(o["completions"]),
+            percent(o["parse_rate"]),
+            str(o["truncated"]),
+            _length(o["thought_tokens"]),
+            _length(o["response_tokens"]),
+            number(o["scores"]["spread"]["mean_std"]),
+            percent(o["scores"]["spread"]["zero_share"]),
+            str(o["scores"]["judged"]),
+            _counts(o["scores"]["unjudged_reasons"]),
+        )
+        for name, o in shown
+        if o
+    ]
+    return table(header, rows) if rows else ""
+
+
+def _length(found: Json | None) -> str:
+    """`41 (p50 38, p90 70)`."""
+    if not found:
+        return "-"
+    return f"{found['mean']:.0f} (p50 {found['p50']:.0f}, p90 {found['p90']:.0f})"
+
+
+def _pairs(report: Json) -> str:
+    counts = report.get("pairs")
+    if not counts:
+        return ""
+    rows = [
+        ("kept", str(counts["kept"])),
+        ("with a rejected output that does not parse", str(counts["parse_failure"])),
+        ("by length alone", str(counts["by_length_alone"])),
+        ("prompts dropped", _counts(counts["dropped"])),
+        ("mean response tokens, chosen", number(report["chosen_length"], 1)),
+        ("mean response tokens, rejected", number(report["rejected_length"], 1)),
+    ]
+    return table(("", ""), rows)
+
+
+def _sweep(found: Json | None) -> str:
+    if not found:
+        return ""
+    rows = [
+        (
+            f"{row['rho']:g}",
+            str(row["pairs"]),
+            number(row["chosen_length"], 1),
+            number(row["rejected_length"], 1),
+            str(row["changed"]),
+        )
+        for row in found["sweep"]
+    ]
+    lines = [
+        Line(side, [Point(r["rho"], r[key]) for r in found["sweep"] if r[key] is not None])
+        for side, key in (("chosen", "chosen_length"), ("rejected", "rejected_length"))
+    ]
+    labels = [(row["rho"], f"{row['rho']:g}") for row in found["sweep"]]
+    drawn = plot("Mean response tokens by rho", lines, labels)
+    header = ("rho", "pairs", "chosen", "rejected", "decided otherwise than at 0")
+    used = f'<p class="sub">This iteration used rho = {found["rho"]:g}.</p>'
+    return used + table(header, rows) + f'<div class="plots">{drawn}</div>'
+
+
+def _training(found: Json | None) -> str:
+    if not found:
+        return ""
+    rows = [
+        ("pairs", str(found["pairs"])),
+        ("pairs left out", _counts(found["pairs_dropped"])),
+        ("steps", str(found["steps"])),
+        ("loss, first / last", f"{number(found['first_loss'])} / {number(found['last_loss'])}"),
+        ("reward margin", number(found["reward_margin"])),
+    ]
+    return table(("", ""), rows)
+
+
+def _counts(found: dict[str, int] | None) -> str:
+    """`15 tie, 2 same output`."""
+    return ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in (found or {}).items()) or "none"

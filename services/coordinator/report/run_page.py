@@ -1,0 +1,124 @@
+"""A run's report as one HTML file: plots and tables by iteration."""
+
+from collections.abc import Callable
+
+from services.coordinator.report.markup import (
+    Json,
+    document,
+    interval,
+    judge_lines,
+    number,
+    percent,
+    section,
+    table,
+    versus_section,
+    warning,
+)
+from services.coordinator.report.plot import Line, Point, plot
+
+CONTROLLED, THOUGHT, RESPONSE = "length_controlled", "thought_tokens", "response_tokens"
+
+
+def run_page(report: Json) -> str:
+    """Of a run's report: plots by iteration, those of its baseline dashed beside them."""
+    baseline = report["baseline"]
+    runs = [(report, "thinking" if baseline else report["name"], False)]
+    if baseline:
+        runs.append((baseline, "direct", True))
+    numbers = [row["number"] for run, *_ in runs for row in run["iterations"]]
+    labels = [(0.0, "seed"), *((float(n), str(n)) for n in range(1, max(numbers) + 1))]
+
+    def lines(*figures: tuple[str, Callable[[Json], Json | None]], seed: bool) -> list[Line]:
+        return [
+            Line(f"{whose} {what}".strip(), _points(run, figure, seed), dashed)
+            for run, whose, dashed in runs
+            for what, figure in figures
+        ]
+
+    plots = [
+        plot("Validation score, 95% interval", lines(("", _score), seed=True), labels),
+        plot(
+            "Win rate against the seed, 95% interval",
+            lines(("raw", _rate("raw")), ("length-controlled", _rate(CONTROLLED)), seed=False),
+            labels,
+            guide=0.5,
+        ),
+        plot(
+            "Mean length on validation prompts, tokens",
+            lines(("thought", _mean_of(THOUGHT)), ("response", _mean_of(RESPONSE)), seed=True),
+            labels,
+        ),
+        plot("Share of validation outputs that parse", lines(("", _parse_rate), seed=True), labels),
+    ]
+    body = [
+        warning(report),
+        section("Plots", f'<div class="plots">{"".join(plots)}</div>'),
+        *(section(f"Iterations: {run['name']}", _iterations(run)) for run, *_ in runs),
+        versus_section(report["thinking_vs_direct"]),
+    ]
+    subtitle = [
+        f"run {report['run_id']}",
+        f"thought format {report['thought_format']}",
+        f"seed model {report['seed_model']}",
+        *judge_lines(report),
+    ]
+    if report["baseline_of"]:
+        subtitle.append(f"direct baseline of run {report['baseline_of']}")
+    return document(f"{report['name']}: report of a run", subtitle, body)
+
+
+def _points(run: Json, figure: Callable[[Json], Json | None], seed: bool) -> list[Point]:
+    rows = [(0, run["seed"])] if seed else []
+    rows += [(row["number"], row) for row in run["iterations"]]
+    found = ((number, figure(row)) for number, row in rows)
+    return [Point(n, f["mean"], f.get("low"), f.get("high")) for n, f in found if f]
+
+
+def _score(row: Json) -> Json | None:
+    score: Json | None = row["score"]
+    return score
+
+
+def _rate(kind: str) -> Callable[[Json], Json | None]:
+    return lambda row: ((row["win_rate"] or {}).get("seed") or {}).get(kind)
+
+
+def _mean_of(what: str) -> Callable[[Json], Json | None]:
+    return lambda row: row[what]
+
+
+def _parse_rate(row: Json) -> Json | None:
+    return None if row["parse_rate"] is None else {"mean": row["parse_rate"]}
+
+
+def _iterations(run: Json) -> str:
+    header = (
+        *("", "status", "score", "against the seed", "against the parent", "wins against the seed"),
+        *("length-controlled", "thought / response tokens", "parse", "pairs"),
+    )
+    seed = run["seed"]
+    rows = [("seed", "", interval(seed["score"]), "", "", "", "", _lengths(seed), _parse(seed), "")]
+    rows += [
+        (
+            str(row["number"]),
+            row["status"],
+            interval(row["score"]),
+            interval(row["vs_seed"], signed=True),
+            interval(row["vs_parent"], signed=True),
+            interval(_rate("raw")(row)),
+            interval(_rate(CONTROLLED)(row)),
+            _lengths(row),
+            _parse(row),
+            "-" if row["pairs"] is None else str(row["pairs"]),
+        )
+        for row in run["iterations"]
+    ]
+    return table(header, rows)
+
+
+def _lengths(row: Json) -> str:
+    return " / ".join(number((row[what] or {}).get("mean"), 0) for what in (THOUGHT, RESPONSE))
+
+
+def _parse(row: Json) -> str:
+    return percent(row["parse_rate"])

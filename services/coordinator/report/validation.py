@@ -1,0 +1,119 @@
+"""How validation judged the model that an iteration chose, beside the seed and the parent."""
+
+import uuid
+from collections import Counter, defaultdict
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from services.coordinator import evaluation
+from services.coordinator.evaluation import Scores
+from services.coordinator.report.outputs import outputs
+from services.coordinator.state import checkpoints, config_of
+from services.coordinator.winrate import duels, duels_by_share, win_rate
+from shared.models import Evaluation, Iteration, IterationPrompt, Prompt, Split
+
+MOST_CATEGORIES = 50
+"""A dataset may name as many as it has prompts."""
+
+
+def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
+    run = iteration.run_id
+    chosen = evaluation.scores(session, run, chosen_id)
+    seed = evaluation.scores(session, run, iteration.seed_model_id)
+    assert iteration.parent_model_id is not None
+    parent = evaluation.scores(session, run, iteration.parent_model_id)
+    rows = checkpoints(session, iteration)
+    scored = [m for m in rows if evaluation.exists(session, run, m.id)]
+    return {
+        "checkpoints": [
+            {
+                "epoch": m.epoch,
+                "model": str(m.id),
+                "score": evaluation.mean(evaluation.scores(session, run, m.id)),
+            }
+            for m in scored
+        ],
+        "chosen_epoch": next(m.epoch for m in rows if m.id == chosen_id),
+        "score": evaluation.mean(chosen),
+        # A judge that is away for a while may have scored none of theirs.
+        "seed_score": evaluation.mean(seed) if seed else None,
+        "parent_score": evaluation.mean(parent) if parent else None,
+        "score_interval": evaluation.with_interval(list(chosen.values())),
+        "seed_interval": evaluation.with_interval(list(seed.values())) if seed else None,
+        "vs_seed": evaluation.compare(chosen, seed),
+        "vs_parent": evaluation.compare(chosen, parent),
+        "win_rate": _win_rates(session, iteration, chosen_id),
+    }
+
+
+def _win_rates(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
+    run = iteration.run_id
+    assert iteration.parent_model_id is not None
+    model = evaluation.samples(session, run, chosen_id)
+    seed = evaluation.samples(session, run, iteration.seed_model_id)
+    if config_of(iteration).evaluating_judge.compares:
+        # Scores are shares won against the seed's responses. Nobody compared the model's with
+        # the parent's, so there is no rate of wins against those.
+        return {
+            "seed": win_rate(duels_by_share(model, seed)),
+            "parent": None,
+            "gain_in_share_over_parent": evaluation.compare(
+                evaluation.scores(session, run, chosen_id),
+                evaluation.scores(session, run, iteration.parent_model_id),
+            ),
+        }
+    parent = evaluation.samples(session, run, iteration.parent_model_id)
+    return {
+        "seed": win_rate(duels(model, seed)),
+        "parent": win_rate(duels(model, parent)),
+        "gain_in_share_over_parent": None,
+    }
+
+
+def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
+    """Score and difference to the seed by category, the largest first; prompts that the dataset
+    puts in none are left out."""
+    query = (
+        select(Prompt.id, Prompt.category)
+        .join(IterationPrompt, IterationPrompt.prompt_id == Prompt.id)
+        .where(
+            IterationPrompt.iteration_id == iteration.id,
+            IterationPrompt.split == Split.validation,
+            Prompt.category.is_not(None),
+        )
+    )
+    named = {prompt_id: str(category) for prompt_id, category in session.execute(query)}
+    chosen = evaluation.scores(session, iteration.run_id, chosen_id)
+    seed = evaluation.scores(session, iteration.run_id, iteration.seed_model_id)
+    sizes = Counter(named[p] for p in chosen if p in named)
+    shown = sorted(sizes, key=lambda name: (-sizes[name], name))[:MOST_CATEGORIES]
+    ours, theirs = _by_category(chosen, named), _by_category(seed, named)
+    return {
+        "categories": [
+            {
+                "category": name,
+                "prompts": sizes[name],
+                "score": evaluation.mean(ours[name]),
+                "seed_score": evaluation.mean(theirs[name]) if theirs[name] else None,
+                "vs_seed": evaluation.compare(ours[name], theirs[name]),
+            }
+            for name in shown
+        ],
+        "categories_left_out": len(sizes) - len(shown),
+    }
+
+
+def _by_category(scores: Scores, named: dict[int, str]) -> defaultdict[str, dict[int, float]]:
+    groups: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    for prompt_id, score in scores.items():
+        if prompt_id in named:
+            groups[named[prompt_id]][prompt_id] = score
+    return groups
+
+
+def evaluated(session: Session, run_id: uuid.UUID, model_id: uuid.UUID) -> dict[str, Any] | None:
+    """What a model wrote for the validation prompts."""
+    row = session.get_one(Evaluation, (run_id, model_id))
+    return outputs(session, row.generate_job_id, row.judge_job_id)

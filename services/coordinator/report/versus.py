@@ -1,0 +1,47 @@
+"""Thinking beside its direct baseline: the models of one iteration on the same prompts."""
+
+import uuid
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from services.coordinator import evaluation
+from services.coordinator.baseline import counterpart
+from services.coordinator.state import config_of
+from services.coordinator.winrate import duels, win_rate
+from shared.models import Iteration
+
+OWN_SEEDS = (
+    "The judge compares responses: each score is a share won against the responses of its own "
+    "run's seed, with thoughts or without. The difference is which gained more over its seed."
+)
+
+
+def thinking_vs_direct(
+    session: Session, iteration: Iteration, model_id: uuid.UUID
+) -> dict[str, Any] | None:
+    """Thinking minus direct, prompt by prompt, whichever of the two the iteration is.
+
+    None until its counterpart has ended: the later of the two reports has it.
+    """
+    other = counterpart(session, iteration)
+    if other is None or other.result_model_id is None:
+        return None
+    ours, theirs = (iteration.run_id, model_id), (other.run_id, other.result_model_id)
+    thinking, direct = (theirs, ours) if iteration.baseline_of else (ours, theirs)
+    compares = config_of(iteration).evaluating_judge.compares
+    return {
+        "thinking_model": str(thinking[1]),
+        "direct_model": str(direct[1]),
+        "measure": "share_won_against_own_seed" if compares else "score",
+        "note": OWN_SEEDS if compares else None,
+        "difference": evaluation.compare(
+            evaluation.scores(session, *thinking), evaluation.scores(session, *direct)
+        ),
+        # Of comparing judges none has seen the two side by side.
+        "win_rate": None
+        if compares
+        else win_rate(
+            duels(evaluation.samples(session, *thinking), evaluation.samples(session, *direct))
+        ),
+    }

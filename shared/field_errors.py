@@ -1,0 +1,103 @@
+"""Pydantic's errors as one that a client can use: which field of its input, and what is wrong."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+MESSAGES = {
+    "extra_forbidden": "Unknown field",
+    "model_type": "Input should be an object",
+    "model_attributes_type": "Input should be an object",
+    "dict_type": "Input should be an object",
+}
+"""By the error's type, in place of words about our classes."""
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """`path` is empty where the input as a whole is meant. Holds nothing of the input but names."""
+
+    path: tuple[str, ...]
+    message: str
+    code: str
+    is_of_type: bool
+    """Whether the input is of another type; then its values were not looked at."""
+
+    @property
+    def field(self) -> str:
+        return ".".join(self.path)
+
+
+def field_error(errors: Sequence[Any], given: Any) -> FieldError:
+    """The first error. Of a union, whose types fail each in its own way, it is that of the type
+    which `given` fits best, or of all where they are equally near."""
+    first, union = _read(errors[0], given)
+    if union is None:
+        return first
+    read = (_read(error, given)[0] for error in errors)
+    found = [error for error in read if error.path[: len(union)] == union]
+    nearest = max(found, key=_nearness)
+    messages = dict.fromkeys(
+        error.message
+        for error in found
+        if error.path == nearest.path and error.is_of_type == nearest.is_of_type
+    )
+    return replace(nearest, message=_alternatives(messages))
+
+
+def _nearness(error: FieldError) -> tuple[int, bool]:
+    return len(error.path), not error.is_of_type
+
+
+def _read(error: Any, given: Any) -> tuple[FieldError, tuple[str, ...] | None]:
+    """With the path of the outermost union on its way, if there is one."""
+    path, union = _path(error["loc"], given, error["type"] == "missing")
+    message = MESSAGES.get(error["type"], error["msg"]).removeprefix("Value error, ")
+    if error["type"].startswith("union_tag_"):  # of a union told apart by a field, such as kind
+        known = error["ctx"].get("expected_tags")
+        path = (*path, error["ctx"]["discriminator"].strip("'"))
+        message = f"Input should be one of {known}" if known else "Field required"
+    if error["type"] == "value_error" and (named := re.match(r"([a-z_][a-z_.]*): ", message)):
+        # A check of a whole object has no field of its own; its message begins with one.
+        path = (*path, named[1])
+        message = message[named.end() :]
+    code = "unknown_field" if error["type"] == "extra_forbidden" else "invalid_value"
+    is_of_type = error["type"].endswith("_type")
+    path = tuple(_printable(part) for part in path)
+    return FieldError(path, _printable(message), code, is_of_type), union
+
+
+def _path(
+    loc: Iterable[Any], given: Any, is_missing: bool
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """The parts of `loc` that are in the input. Others tell which type of a union was tried."""
+    parts = tuple(loc)
+    if not isinstance(given, dict | list):
+        return tuple(str(part) for part in parts), None
+    path: tuple[str, ...] = ()
+    union = None
+    for at, part in enumerate(parts):
+        if _holds(given, part):
+            given = given[part]
+        elif not (is_missing and at == len(parts) - 1):
+            union = path if union is None else union
+            continue
+        path = (*path, str(part))
+    return path, union
+
+
+def _holds(given: Any, part: Any) -> bool:
+    if isinstance(given, list):
+        return isinstance(part, int) and part < len(given)
+    return isinstance(given, dict) and part in given
+
+
+def _alternatives(messages: Iterable[str]) -> str:
+    first, *others = messages
+    return " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+
+
+def _printable(text: str) -> str:
+    """A name in the input may hold what no answer can."""
+    return text.encode(errors="replace").decode()

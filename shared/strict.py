@@ -1,0 +1,57 @@
+"""What requests are made of: no field is ignored, and no value taken that cannot be passed on."""
+
+import math
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+MAX_DEPTH = 100
+
+
+class Strict(BaseModel):
+    """Unknown fields are errors: a misspelt setting must not be ignored for six hours."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _can_be_stored(cls, value: Any) -> Any:
+        # Postgres would refuse it, where no field can be named any more.
+        return checked(value, allows_nul=False)
+
+
+def checked(value: Any, *, allows_nul: bool) -> Any:
+    """`value` of a field. Raises ValueError where JSON, as others read it, cannot hold it."""
+    if isinstance(value, str) and value.isascii() and allows_nul:
+        return value  # as chat's mostly are
+    if problem := _problem(value, allows_nul, MAX_DEPTH):
+        raise ValueError(problem)
+    return value
+
+
+def _problem(value: Any, allows_nul: bool, depth: int) -> str | None:
+    """Models in it have checked their own fields."""
+    match value:
+        case str():
+            if not (value.isascii() or _is_unicode(value)):
+                return "must not hold a lone surrogate"
+            return "must not hold a NUL character" if "\0" in value and not allows_nul else None
+        case float():
+            return None if math.isfinite(value) else "must not hold an infinite number or NaN"
+        case int():
+            return None if -(2**63) <= value < 2**64 else "must not hold a number beyond 64 bits"
+        case dict() | list():
+            if depth == 0:
+                return f"must not be nested deeper than {MAX_DEPTH} levels"
+            parts = [*value, *value.values()] if isinstance(value, dict) else value
+            problems = (_problem(part, allows_nul, depth - 1) for part in parts)
+            return next((problem for problem in problems if problem), None)
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

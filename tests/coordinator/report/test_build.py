@@ -1,0 +1,154 @@
+"""What an iteration's report says of rows that are known."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from services.coordinator.report import build
+from services.coordinator.report.validation import MOST_CATEGORIES
+from shared.models import Iteration, Model, Prompt, Split
+from tests import factories
+from tests.evaluated_runs import BROKEN, Out, evaluated, running, trained
+
+SECRET = "SECRET"
+TRAINING = [
+    [Out(1.0, 20), Out(0.0, 10), BROKEN],
+    [Out(0.5, 30), Out(0.5, 30, text="same"), Out(0.5, 30, text="same")],
+    [Out(None, 40, reason="not_finite"), Out(None, 40), Out(1.0, 10, text=SECRET)],
+]
+SEED = [[Out(0.0, 10)], [Out(1.0, 10)], [Out(1.0, 10)], [BROKEN]]
+CHOSEN = [[Out(1.0, 30)], [Out(1.0, 20)], [Out(0.0, 10)], [Out(0.0, 40)]]
+PAIRWISE = {"kind": "pairwise", "model": "judge"}
+
+
+def report_of(session: Session, chosen: Any = CHOSEN, seed: Any = SEED, **given: Any) -> Any:
+    model = factories.model(session)
+    categories = given.pop("categories", ("sums", "sums", "rhymes", None))
+    dataset = factories.dataset(session, train=len(TRAINING), validation=len(chosen))
+    held_out = select(Prompt).where(Prompt.split == Split.validation).order_by(Prompt.position)
+    for prompt, category in zip(session.scalars(held_out), categories, strict=True):
+        prompt.category = category
+    iteration = running(session, dataset, model, **given)
+    checkpoint = trained(session, iteration, TRAINING)
+    evaluated(session, iteration, model.id, seed)
+    evaluated(session, iteration, checkpoint.id, chosen)
+    return build(session, iteration, checkpoint.id)
+
+
+def test_win_rates_count_a_response_above_none(session: Session) -> None:
+    found = report_of(session)["validation"]
+    rates = found["win_rate"]
+    # A win, a tie, a loss, and a response where the seed gave none: no better by its mean score.
+    assert rates["seed"]["raw"]["mean"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert rates["parent"] == rates["seed"], "the parent is the seed"
+    assert rates["gain_in_share_over_parent"] is None
+    assert found["vs_seed"]["mean"] == 0
+    assert found["score_interval"]["mean"] == found["score"] == 0.5
+    assert found["score_interval"]["low"] < 0.5 < found["score_interval"]["high"]
+
+
+def test_shares_of_a_comparing_judge_are_the_win_rate_against_the_seed(session: Session) -> None:
+    chosen = [[Out(0.75)], [Out(1.0)], [BROKEN]]
+    seed = [[Out(0.5)], [Out(0.5)], [Out(0.5)]]
+    report = report_of(
+        session, chosen, seed, config={"judge": PAIRWISE}, categories=(None, None, None)
+    )
+    rates = report["validation"]["win_rate"]
+    assert rates["seed"]["raw"]["mean"] == pytest.approx((0.75 + 1.0 + 0) / 3)
+    assert rates["parent"] is None
+    assert rates["gain_in_share_over_parent"]["mean"] == pytest.approx((0.25 + 0.5 - 0.5) / 3)
+
+
+def test_a_seed_that_was_not_judged_leaves_its_figures_out(session: Session) -> None:
+    report = report_of(session, seed=[[Out(None, reason="unreadable")]] * 4)
+    found = report["validation"]
+    assert found["score"] == 0.5
+    assert found["seed_score"] is found["seed_interval"] is found["win_rate"]["seed"] is None
+    assert found["vs_seed"]["n"] == 0
+    assert report["categories"][0]["seed_score"] is None
+
+
+def test_categories_are_scored_apart(session: Session) -> None:
+    report = report_of(session)
+    assert [
+        (c["category"], c["prompts"], c["score"], c["seed_score"]) for c in report["categories"]
+    ] == [
+        ("sums", 2, 1.0, 0.5),
+        ("rhymes", 1, 0.0, 1.0),
+    ]
+    assert report["categories"][0]["vs_seed"]["mean"] == 0.5
+    assert report["categories_left_out"] == 0
+
+
+def test_no_more_categories_than_can_be_read(session: Session) -> None:
+    n = MOST_CATEGORIES + 3
+    outs = [[Out(1.0)]] * n
+    report = report_of(session, outs, outs, categories=[f"kind {i}" for i in range(n)])
+    assert len(report["categories"]) == MOST_CATEGORIES
+    assert report["categories_left_out"] == 3
+
+
+def test_outputs_are_counted_and_measured(session: Session) -> None:
+    found = report_of(session)["outputs"]
+    training = found["training"]
+    assert (training["completions"], training["parse_failures"], training["truncated"]) == (9, 1, 1)
+    assert training["thought_tokens"]["p50"] == 5
+    assert training["thought_tokens"]["mean"] == pytest.approx((8 * 5 + 40) / 9)
+    # Of the eight responses; an output without one has no length of it.
+    assert training["response_tokens"]["mean"] == pytest.approx(210 / 8)
+    assert training["response_tokens"]["p50"] == 30
+    assert training["response_tokens"]["p90"] == 40
+    scores = training["scores"]
+    assert (scores["judged"], scores["unjudged"]) == (6, 2)
+    assert scores["unjudged_reasons"] == {"not_finite": 1, "not_given": 1}
+    assert scores["spread"] == {"prompts": 2, "mean_std": 0.25, "zero_share": 0.5}
+    assert training["judge"] == {"unjudged": 2}
+    assert found["seed"]["parse_failures"] == 1
+    assert found["validation"]["parse_rate"] == 1
+    assert found["validation"]["scores"]["spread"]["zero_share"] is None
+
+
+def test_other_strengths_of_length_control_are_set_beside_the_one_used(session: Session) -> None:
+    found = report_of(session, config={"length_control": {"rho": 0.1}})["length_control"]
+    assert found["rho"] == 0.1
+    assert [row["rho"] for row in found["sweep"]] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert found["sweep"][0]["pairs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "same", "warned"),
+    [
+        ({}, True, False),
+        ({"judge": PAIRWISE}, True, True),
+        ({"judge": PAIRWISE, "validation": {"judge": PAIRWISE}}, True, True),
+        ({"judge": PAIRWISE, "validation": {"judge": PAIRWISE | {"model": "x"}}}, False, False),
+        ({"validation": {"judge": PAIRWISE}}, False, False),
+    ],
+)
+def test_a_judge_that_measures_what_it_has_taught_is_named(
+    session: Session, config: Any, same: bool, warned: bool
+) -> None:
+    report = report_of(session, config=config)
+    assert report["same_judge"] is same
+    assert bool(report["warning"]) is warned
+
+
+def test_no_text_is_in_a_report(session: Session) -> None:
+    report = report_of(session)
+    assert SECRET not in str(report)
+    assert "Prompt 1" not in str(report)
+
+
+def test_a_parent_of_its_own_is_compared_with(session: Session) -> None:
+    seed, dataset = factories.model(session), factories.dataset(session, train=3, validation=2)
+    parent: Model = factories.model(session, name="parent")
+    iteration: Iteration = running(session, dataset, seed, parent_model_id=parent.id, number=2)
+    checkpoint = trained(session, iteration, TRAINING)
+    evaluated(session, iteration, seed.id, [[Out(0.0)], [Out(0.0)]])
+    evaluated(session, iteration, parent.id, [[Out(2.0)], [Out(0.0)]])
+    evaluated(session, iteration, checkpoint.id, [[Out(1.0)], [Out(1.0)]])
+    rates = build(session, iteration, checkpoint.id)["validation"]["win_rate"]
+    assert rates["seed"]["raw"]["mean"] == 1
+    assert rates["parent"]["raw"]["mean"] == 0.5

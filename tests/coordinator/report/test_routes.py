@@ -1,0 +1,186 @@
+"""Reports over HTTP, as JSON and as pages that load and run nothing."""
+
+import uuid
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, select, update
+
+from services.coordinator.app import app
+from services.coordinator.report import build
+from shared.db import transaction
+from shared.formats import NONE, SPECIFIC
+from shared.models import Iteration, Prompt, Status
+from shared.settings import get_settings
+from tests import factories
+from tests.evaluated_runs import BROKEN, Out, evaluated, running, succeeded, trained
+from tests.past_runs import past_run
+
+HOSTILE = "</td><script>alert('x')</script>&\"<img src=//evil.test>"
+THOUGHT = "SECRET THOUGHT"
+TRAINING = [[Out(1.0, text=THOUGHT), Out(0.0), BROKEN]]
+SEED = [[Out(0.0)], [Out(0.5)], [Out(1.0)]]
+CONFIG = {
+    "thought_format": SPECIFIC.model_dump() | {"name": HOSTILE[:64]},
+    "judge": {"kind": "reward_model", "model": HOSTILE},
+}
+DIRECT = CONFIG | {"name": "thinker-direct", "thought_format": NONE.model_dump()}
+
+
+class Page(HTMLParser):
+    """What a browser would make of it."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def client(clean_database: Engine, redis_url: str) -> TestClient:
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def runs(client: TestClient) -> tuple[uuid.UUID, uuid.UUID, uuid.UUID]:
+    """A run of two iterations, of which the second still runs; its baseline, which has ended one;
+    and the iteration that has."""
+    with transaction() as session:
+        seed, dataset = factories.model(session), factories.dataset(session, 1, 3)
+        session.execute(update(Prompt).values(category=HOSTILE))
+        thinking, direct = uuid.uuid4(), uuid.uuid4()
+        for outs, given in (
+            ([[Out(1.0)], [Out(1.0)], [BROKEN]], {"run_id": thinking, "config": CONFIG}),
+            (
+                [[Out(0.0)], [Out(0.5)], [Out(1.0)]],
+                {"run_id": direct, "baseline_of": thinking, "config": DIRECT},
+            ),
+        ):
+            row = running(session, dataset, seed, **given)
+            checkpoint = trained(session, row, TRAINING)
+            evaluated(session, row, seed.id, SEED)
+            evaluated(session, row, checkpoint.id, outs)
+            succeeded(session, row, checkpoint, build(session, row, checkpoint.id))
+        running(session, dataset, seed, run_id=thinking, number=2, config=CONFIG)
+        ended = session.scalars(
+            select(Iteration.id).where(Iteration.run_id == thinking, Iteration.number == 1)
+        ).one()
+        return thinking, direct, ended
+
+
+def test_a_run_is_set_beside_its_baseline(client: TestClient, runs: Any) -> None:
+    thinking, direct, _ = runs
+    report = client.get(f"/runs/{thinking}/report").json()
+    assert (report["run_id"], report["baseline"]["run_id"]) == (str(thinking), str(direct))
+    assert [i["status"] for i in report["iterations"]] == ["succeeded", "running"]
+    first, second = report["iterations"]
+    assert first["score"]["mean"] == pytest.approx(2 / 3)
+    assert first["parse_rate"] == pytest.approx(2 / 3)
+    assert second["score"] is second["win_rate"] is None
+    assert report["seed"]["score"]["mean"] == 0.5
+    [versus] = report["thinking_vs_direct"]
+    assert versus["number"] == 1
+    assert versus["difference"]["mean"] == pytest.approx((1 + 0.5 - 1) / 3)
+    assert report["same_judge"]
+    assert "flattered" in report["warning"]
+    back = client.get(f"/runs/{direct}/report").json()
+    assert (back["baseline_of"], back["baseline"]) == (str(thinking), None)
+
+
+def test_two_that_ended_at_one_moment_are_compared_all_the_same(
+    client: TestClient, runs: Any
+) -> None:
+    stored = client.get(f"/runs/{runs[0]}/report").json()["thinking_vs_direct"]
+    with transaction() as session:
+        for row in session.scalars(select(Iteration).where(Iteration.report.is_not(None))):
+            row.report = row.report | {"thinking_vs_direct": None} if row.report else None
+    assert client.get(f"/runs/{runs[0]}/report").json()["thinking_vs_direct"] == stored
+    with transaction() as session:
+        session.execute(update(Iteration).values(pruned_at=Iteration.created_at))
+    assert client.get(f"/runs/{runs[0]}/report").json()["thinking_vs_direct"] == []
+
+
+def test_pages_load_nothing_run_nothing_and_hold_no_thought(client: TestClient, runs: Any) -> None:
+    thinking, direct, ended = runs
+    for path in (f"/runs/{thinking}", f"/runs/{direct}", f"/iterations/{ended}"):
+        answer = client.get(f"{path}/report.html")
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        page = Page(answer.text)
+        assert page.open == []
+        assert not page.tags & {"script", "img", "link", "iframe", "object"}
+        assert not {a for a in page.attributes if a.startswith("on") or a in ("href", "src")}
+        assert "url(" not in answer.text
+        assert "flattered" in page.text
+        for text in (THOUGHT, "SECRET", "Prompt 0"):
+            assert text not in answer.text
+    assert HOSTILE in page.text, "the iteration's category"
+    assert "svg" in page.tags
+
+
+def test_plots_have_both_runs(client: TestClient, runs: Any) -> None:
+    html = client.get(f"/runs/{runs[0]}/report.html").text
+    assert html.count("<svg") == 4
+    text = Page(html).text
+    for line in ("thinking raw", "direct length-controlled", "thinking thought", "direct response"):
+        assert line in text
+    assert "stroke-dasharray" in html
+
+
+@pytest.fixture
+def old(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[uuid.UUID]:
+    """An iteration with a report of an earlier version."""
+    monkeypatch.setenv("FORETHOUGHT_MODEL_STORE", str(tmp_path))
+    get_settings.cache_clear()
+    with transaction() as session:
+        factories.model(session)
+        [id_] = past_run(session, Status.succeeded)
+        row = session.get_one(Iteration, id_)
+        row.config = row.config | {"name": "old"}
+    yield id_
+    get_settings.cache_clear()
+
+
+def test_an_earlier_versions_report_shows_what_it_has(client: TestClient, old: uuid.UUID) -> None:
+    run_id = client.get(f"/iterations/{old}").json()["run_id"]
+    report = client.get(f"/runs/{run_id}/report").json()
+    assert report["iterations"][0]["score"] is None
+    for path in (f"/iterations/{old}", f"/runs/{run_id}"):
+        Page(client.get(f"{path}/report.html").text)
+
+
+def test_what_is_not_there_is_said(client: TestClient, runs: Any) -> None:
+    nobody = uuid.uuid4()
+    for path in (f"/runs/{nobody}/report", f"/runs/{nobody}/report.html"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, "run_id")
+    with transaction() as session:
+        unfinished = session.scalars(select(Iteration.id).where(Iteration.number == 2)).one()
+    for end in ("report", "report.html"):
+        assert client.get(f"/iterations/{unfinished}/{end}").status_code == 409
+        assert client.get(f"/iterations/{nobody}/{end}").status_code == 404

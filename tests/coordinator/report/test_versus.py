@@ -1,0 +1,64 @@
+"""Thinking beside its direct baseline."""
+
+import uuid
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from services.coordinator.report import build
+from services.coordinator.report.versus import OWN_SEEDS
+from shared.formats import NONE
+from shared.models import Dataset, Model
+from tests import factories
+from tests.evaluated_runs import Out, evaluated, running, succeeded, trained
+
+TRAINING = [[Out(1.0), Out(0.0)]]
+SEED = [[Out(0.5)], [Out(0.5)], [Out(0.5)]]
+THINKING = [[Out(1.0)], [Out(1.0)], [Out(0.0)]]
+DIRECT = [[Out(0.0)], [Out(1.0)], [Out(0.0)]]
+COMPARES = {"judge": {"kind": "pairwise", "model": "judge"}}
+
+
+def ended(session: Session, dataset: Dataset, seed: Model, outs: Any, **given: Any) -> Any:
+    """The report of an iteration, once it has succeeded."""
+    iteration = running(session, dataset, seed, **given)
+    checkpoint = trained(session, iteration, TRAINING)
+    evaluated(session, iteration, seed.id, SEED)
+    evaluated(session, iteration, checkpoint.id, outs)
+    report = build(session, iteration, checkpoint.id)
+    succeeded(session, iteration, checkpoint, report)
+    return report
+
+
+def both(session: Session, config: Any, *, thinking_first: bool) -> list[Any]:
+    """Two reports, the later one last."""
+    seed, dataset = factories.model(session), factories.dataset(session, train=1, validation=3)
+    run_id = uuid.uuid4()
+    direct = {"name": "thinker-direct", "thought_format": NONE.model_dump()}
+    runs: list[dict[str, Any]] = [
+        {"outs": THINKING, "run_id": run_id, "config": config},
+        {"outs": DIRECT, "baseline_of": run_id, "config": config | direct},
+    ]
+    return [ended(session, dataset, seed, **r) for r in (runs if thinking_first else runs[::-1])]
+
+
+@pytest.mark.parametrize("thinking_first", [True, False])
+def test_the_later_report_has_the_difference_of_thinking(
+    session: Session, thinking_first: bool
+) -> None:
+    earlier, later = both(session, {}, thinking_first=thinking_first)
+    assert earlier["thinking_vs_direct"] is None
+    found = later["thinking_vs_direct"]
+    assert (found["measure"], found["note"]) == ("score", None)
+    assert found["difference"]["mean"] == pytest.approx(1 / 3)
+    assert found["difference"]["n"] == 3
+    assert found["win_rate"]["raw"]["mean"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert found["thinking_model"] != found["direct_model"]
+
+
+def test_shares_are_said_to_be_against_seeds_of_their_own(session: Session) -> None:
+    found = both(session, COMPARES, thinking_first=True)[1]["thinking_vs_direct"]
+    assert found["measure"] == "share_won_against_own_seed"
+    assert (found["note"], found["win_rate"]) == (OWN_SEEDS, None)
+    assert found["difference"]["mean"] == pytest.approx(1 / 3)

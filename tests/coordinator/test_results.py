@@ -1,0 +1,69 @@
+"""What an iteration's outputs look like to who may read thoughts, and to all others."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, update
+
+import services.generate.app
+from services.coordinator.app import app
+from services.coordinator.state import job_id
+from shared.db import transaction
+from shared.formats import GENERIC
+from shared.models import Completion, Iteration, Job, Status
+from shared.settings import get_settings
+from tests import factories
+from tests.past_runs import past_run
+
+SECRET = "SECRET"
+THOUGHT = f"{GENERIC.thought_marker} {SECRET} {GENERIC.response_marker}"
+RESPONSE = f"Forty {THOUGHT}two."
+"""It begins another thought."""
+OUTPUT = f"{THOUGHT} {RESPONSE}"
+KEY = "key-that-may-read-thoughts"
+
+
+@pytest.fixture
+def iteration_id(
+    clean_database: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[uuid.UUID]:
+    """Of one whose outputs all hold such a response."""
+    monkeypatch.setenv("FORETHOUGHT_THOUGHTS_KEY", KEY)
+    monkeypatch.setenv("FORETHOUGHT_MODEL_STORE", str(tmp_path))
+    get_settings.cache_clear()
+    fmt = {"thought_format": GENERIC.model_dump()}
+    start = GENERIC.response_start(OUTPUT)
+    with transaction() as session:
+        factories.model(session)
+        [iteration_id] = past_run(session, Status.succeeded)
+        session.execute(update(Iteration).values(config=fmt))
+        session.execute(update(Job).values(params=fmt))
+        session.execute(update(Completion).values(output=OUTPUT, response_start=start))
+    yield iteration_id
+    get_settings.cache_clear()
+
+
+def pages(iteration_id: uuid.UUID, **headers: str) -> list[str]:
+    """All that lists responses, as text."""
+    coordinator, generate = TestClient(app), TestClient(services.generate.app.app)
+    answers = [
+        coordinator.get(f"/iterations/{iteration_id}/pairs", headers=headers),
+        coordinator.get(f"/iterations/{iteration_id}/completions", headers=headers),
+        generate.get(f"/jobs/{job_id(iteration_id, 'generate')}/completions", headers=headers),
+    ]
+    assert [len(answer.json()["data"]) for answer in answers] == [1, 4, 4]
+    return [answer.text for answer in answers]
+
+
+def test_a_thought_begun_in_a_response_is_hidden(iteration_id: uuid.UUID) -> None:
+    for text in pages(iteration_id):
+        assert SECRET not in text
+        assert text.count('"Forty two."') in (2, 4)
+
+
+def test_the_key_shows_what_the_judge_saw(iteration_id: uuid.UUID) -> None:
+    for text in pages(iteration_id, authorization=f"Bearer {KEY}"):
+        assert text.count(f'"{RESPONSE}"') in (2, 4)

@@ -1,0 +1,72 @@
+"""Who may reach whom, in Kubernetes and in compose."""
+
+import itertools
+
+import pytest
+
+from shared.settings import Settings
+from tests.deploy.manifests import OVERLAYS, Object, compose, name_of, of_kind, overlay, pods
+
+SERVICES = {"generate", "judge", "train"}
+PG, VALKEY, HTTP = 5432, 6379, 8000
+ENGINE = Settings.model_construct().inference_engine_port
+
+
+def chosen(selector: Object, labels: Object) -> bool:
+    """Whether a selector of labels takes these."""
+    assert selector.keys() <= {"matchLabels", "matchExpressions"}
+    equal = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    return equal and all(
+        expression["operator"] == "In" and labels.get(expression["key"]) in expression["values"]
+        for expression in selector.get("matchExpressions", [])
+    )
+
+
+def reaches(policies: list[Object], source: Object, target: Object, port: int) -> bool:
+    mine = [p for p in policies if chosen(p["spec"]["podSelector"], target)]
+    assert mine, "a pod that no policy names is open to all"
+    return any(
+        port in [allowed["port"] for allowed in rule["ports"]]
+        and any(
+            chosen(peer["podSelector"], source) for peer in rule["from"] if "podSelector" in peer
+        )
+        for policy in mine
+        for rule in policy["spec"].get("ingress", [])
+    )
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_pods_reach_what_they_need_and_nothing_else(name: str) -> None:
+    policies = list(of_kind(overlay(name), "NetworkPolicy"))
+    labels = {pod: found["metadata"]["labels"] for pod, found in pods(overlay(name)).items()}
+    reached = {
+        (source, target, port)
+        for source, target in itertools.permutations(labels, 2)
+        for port in (PG, VALKEY, HTTP, ENGINE)
+        if reaches(policies, labels[source], labels[target], port)
+    }
+    ours = labels.keys() - {"postgres", "valkey"}
+    assert reached == {
+        *((pod, "postgres", PG) for pod in ours),
+        *((pod, "valkey", VALKEY) for pod in ours),
+        *((pod, service, HTTP) for pod in ("coordinator", "loop") for service in SERVICES),
+        ("coordinator", "inference", ENGINE),
+    }
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_services_find_their_pods(name: str) -> None:
+    templates = pods(overlay(name))
+    for service in of_kind(overlay(name), "Service"):
+        selector = service["spec"]["selector"]
+        (pod,) = (
+            p for p, t in templates.items() if selector.items() <= t["metadata"]["labels"].items()
+        )
+        assert pod == name_of(service)
+
+
+def test_what_is_private_in_compose_has_no_way_out() -> None:
+    assert compose()["networks"] == {"internal": {"internal": True}, "outside": {}}
+    outside = {n for n, s in compose()["services"].items() if "outside" in s["networks"]}
+    private = {"postgres", "valkey", "migrate", "loop", *SERVICES}
+    assert outside == compose()["services"].keys() - private

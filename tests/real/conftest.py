@@ -1,0 +1,41 @@
+"""One platform for all tests with the real model: an engine takes most of a minute to start."""
+
+import json
+import shutil
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from tests.platform import FLOAT32, Platform, platform
+from tests.real.asking import answers
+from tests.waiting import until
+from workers.unpack import unpack
+
+TOOLS = (
+    "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}\nCall one as <tool_call>\n"
+    '{"name": ..., "arguments": ...}\n</tool_call><|im_end|>\n{% endif %}'
+)
+
+
+@pytest.fixture(scope="package")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Serves `thinker`: the bundled model, asked to think, with tools in its template."""
+    folder = tmp_path_factory.mktemp("chat")
+    model = folder / "thinker"
+    shutil.copytree(unpack("bundled", folder / "store"), model)
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text())
+    jinja = model / "chat_template.jinja"
+    template = jinja.read_text() if jinja.exists() else tokenizer["chat_template"]
+    jinja.write_text(TOOLS + template)
+    (model / "tokenizer_config.json").write_text(
+        json.dumps(tokenizer | {"chat_template": TOOLS + template})
+    )
+    with platform(folder / "data", max_model_len="1024", engine_args=FLOAT32) as started:
+        body = {"name": "thinker", "source": str(model), "thought_format": "generic"}
+        httpx2.post(f"{started.stack.url}/models", json=body).raise_for_status()
+        started.client.wait_for_model("thinker")
+        budgets = {"thought_budgets": {"low": 6, "medium": 24}}
+        httpx2.post(f"{started.stack.url}/models/thinker/promote", json=budgets).raise_for_status()
+        until(lambda: answers(started), "the model is served", 180)
+        yield started

@@ -1,0 +1,108 @@
+"""What a log line says of where it belongs, read as it is written."""
+
+import contextvars
+import io
+import json
+import logging
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine
+
+from services.coordinator.app import app as coordinator
+from services.judge.app import app as judge
+from shared import log
+from shared.db import transaction
+from shared.job_routes import find_job
+from shared.models import JobKind
+from tests import factories
+from workers import runtime
+
+ITEM = {"instruction": "Say a", "response": "a"}
+"""Without a check, which the verifier refuses."""
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    stream, root = io.StringIO(), logging.getLogger()
+    handlers, level = root.handlers, root.level
+    monkeypatch.setattr(sys, "stderr", stream)
+    log.configure("test")
+    yield stream
+    root.handlers, root.level = handlers, level
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def judge_job(iteration_id: uuid.UUID) -> str:
+    job_id = str(uuid.uuid4())
+    answer = TestClient(judge).put(
+        f"/jobs/{job_id}", params={"iteration_id": str(iteration_id)}, json={"items": [ITEM]}
+    )
+    assert answer.status_code == 202, answer.text
+    return job_id
+
+
+def test_a_stage_names_iteration_job_shard_and_attempt(
+    clean_database: Engine, redis_url: str
+) -> None:
+    iteration_id = uuid.uuid4()
+    job_id = judge_job(iteration_id)
+    stage = subprocess.run(
+        [sys.executable, "-m", "workers.judge", "--job", job_id], capture_output=True, text=True
+    )
+    [line] = [line for line in lines(stage.stderr) if line["event"] == "shard failed"]
+    bound = {"iteration": str(iteration_id), "job": job_id, "shard": 0, "attempt": 1}
+    assert line.items() >= bound.items()
+    assert "Say a" not in stage.stderr
+
+
+def test_the_runtime_names_iteration_and_job(
+    clean_database: Engine, redis_url: str, written: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(runtime.STAGES, JobKind.judge, "this")
+    iteration_id = uuid.uuid4()
+    job_id = judge_job(iteration_id)
+    runtime.Runtime().run(JobKind.judge, uuid.UUID(job_id))
+    [line] = [line for line in lines(written.getvalue()) if line["event"] == "stage started"]
+    assert line.items() >= {"iteration": str(iteration_id), "job": job_id}.items()
+
+
+def test_a_request_names_the_iteration_or_job_of_its_path(
+    clean_database: Engine, redis_url: str, written: io.StringIO
+) -> None:
+    with transaction() as session:
+        factories.model(session)
+        factories.dataset(session)
+    client = TestClient(coordinator)
+    body = {"name": "thinker", "base_model": "seed", "dataset": "prompts"}
+    iteration_id = client.post("/iterations", json=body).json()["id"]
+    client.get(f"/iterations/{iteration_id}")
+    job_id = judge_job(uuid.UUID(iteration_id))
+    TestClient(judge).get(f"/jobs/{job_id}")
+    named = {line["route"]: line for line in lines(written.getvalue()) if "route" in line}
+    assert named["/iterations/{iteration_id}"]["iteration"] == iteration_id
+    assert named["/jobs/{job_id}"]["job"] == job_id
+
+
+def test_what_a_route_has_found_is_in_its_later_lines(
+    clean_database: Engine, redis_url: str, written: io.StringIO
+) -> None:
+    iteration_id = uuid.uuid4()
+    job_id = judge_job(iteration_id)
+
+    def route() -> None:
+        with transaction() as session:
+            find_job(session, uuid.UUID(job_id), (JobKind.judge,))
+        logging.getLogger().info("inside")
+
+    contextvars.copy_context().run(route)
+    [line] = [line for line in lines(written.getvalue()) if line["event"] == "inside"]
+    assert line.items() >= {"iteration": str(iteration_id), "job": job_id}.items()

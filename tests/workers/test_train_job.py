@@ -1,0 +1,100 @@
+"""What becomes of a training job whose process runs out of memory or disk."""
+
+import json
+import uuid
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from sqlalchemy import Engine, select
+
+from shared import jobs
+from shared.db import transaction
+from shared.jobs import Claim, NewShard
+from shared.models import JobKind, Shard, Status
+from shared.schemas import Training
+from tests import factories
+from tests.workers import tiny_model
+from workers import train_job
+from workers.exhausted import DISK_FULL, OUT_OF_MEMORY, exit_status
+from workers.leases import Leases, StageError
+
+FAST = Training(batch_size=4, micro_batch_size=2)
+
+
+def submit(training: Training) -> uuid.UUID:
+    job_id = uuid.uuid4()
+    with transaction() as session:
+        params = {
+            "model": str(factories.model(session).id),
+            "training": training.model_dump(mode="json"),
+        }
+        shards = [NewShard({"pairs": tiny_model.some_pairs(4)})]
+        jobs.submit(session, JobKind.train, params, shards, job_id=job_id)
+    return job_id
+
+
+def shard_of(job_id: uuid.UUID) -> Shard:
+    with transaction() as session:
+        return session.scalars(select(Shard).where(Shard.job_id == job_id)).one()
+
+
+def test_out_of_memory_is_tried_once_with_less_before_it_counts(
+    clean_database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def dies(_: Leases, __: Claim, out: Path) -> None:
+        tried.append(json.loads((out / "config.json").read_text())["settings"]["micro_batch_size"])
+        raise train_job.OutOfMemory
+
+    monkeypatch.setattr(train_job, "_run", dies)
+    job_id = submit(FAST)
+    train_job.main(job_id, "worker")
+    shard = shard_of(job_id)
+    assert (shard.status, shard.attempt) == (Status.queued, 0)
+    train_job.main(job_id, "worker")
+    shard = shard_of(job_id)
+    assert tried == [2, 1]
+    assert shard.status is Status.failed
+    assert shard.error is not None
+    assert shard.error["code"] == "out_of_memory"
+    assert shard.error["param"] == "training.micro_batch_size"
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    base = tiny_model.write(tmp_path / "tiny")
+    out = tmp_path / "out"
+    out.mkdir()
+    pairs = tiny_model.write_pairs(tmp_path / "pairs.jsonl", tiny_model.some_pairs(4))
+    config = {
+        "model_path": str(base),
+        "pairs_path": str(pairs),
+        "out_dir": str(out),
+        "settings": FAST.model_dump(mode="json"),
+    }
+    (out / "config.json").write_text(json.dumps(config))
+    # The kernel's own answer to a write on a full disk, where the result is to be written.
+    (out / "result.json.part").symlink_to("/dev/full")
+    nobody = cast(Leases, SimpleNamespace(report=_nothing, count_anew=_nothing))
+    claim = Claim(1, uuid.uuid4(), 0, {}, 1, uuid.uuid4())
+    with pytest.raises(StageError, match=r"the disk of .* is full .* free some space") as e:
+        train_job._run(nobody, claim, out)
+    assert e.value.error["code"] == "disk_full"
+    assert not e.value.retry
+    assert not (out / "result.json").exists()
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def test_what_ran_out_is_told_by_the_error_or_its_cause() -> None:
+    full = RuntimeError("cannot write the file")
+    full.__cause__ = OSError(28, "No space left on device")
+    assert exit_status(full) == DISK_FULL
+    assert exit_status(MemoryError()) == OUT_OF_MEMORY
+    allocator = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+    assert exit_status(allocator) == OUT_OF_MEMORY
+    assert exit_status(ValueError("other")) is None

@@ -1,0 +1,26 @@
+"""The pairwise or the pointwise judge at an OpenAI-compatible address."""
+
+from shared.judge_specs import OpenAISpec
+from workers.judges.base import Judge, Place
+from workers.judges.pairwise import PairwiseJudge
+from workers.judges.pointwise import PointwiseJudge
+from workers.judges.remote import Pace, RemoteAsker
+
+
+def make(spec: OpenAISpec, place: Place) -> Judge:
+    pace = Pace(spec.requests_per_minute)
+
+    def ask_with() -> RemoteAsker:
+        return RemoteAsker(spec, place.job_id, pace)
+
+    judge: Judge
+    if spec.pairwise is not None:
+        judge = PairwiseJudge(spec.pairwise, ask_with)
+    else:
+        assert spec.pointwise is not None
+        judge = PointwiseJudge(spec.pointwise, ask_with)
+    judge.name = f"openai/{judge.name}"
+    # A shard has questions enough for the concurrency that the address allows.
+    judge.shards_at_once = 1
+    judge.model = spec.model
+    return judge

@@ -1,0 +1,70 @@
+"""Pointwise: a chat model gives each response a score from 0 to 10 by a rubric."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+
+from shared.judge_specs import Pointwise
+from shared.schemas import JudgeItem
+from workers.judges.asking import Answer, Asker, Question, Tally, gather
+from workers.judges.base import Score
+from workers.judges.chat import ChatJudge
+from workers.judges.verdicts import expected_score, parse_score, pointwise_messages
+
+EXPECTED_TOKENS = 12
+"""Of an answer without reasons."""
+WORD = re.compile(r"\w")
+BEFORE_SCORE = re.compile(r"score:\W*$", re.IGNORECASE)
+
+
+class PointwiseJudge(ChatJudge[Pointwise]):
+    name = "pointwise_llm/1"
+
+    def score(self, items: Sequence[JudgeItem]) -> list[Score]:
+        """Scores in [0, 10]."""
+
+        async def run() -> list[Score]:
+            async with self._ask_with() as asker:
+                return await gather(self._rate(asker, item) for item in items)
+
+        return asyncio.run(run())
+
+    async def _rate(self, asker: Asker, item: JudgeItem) -> Score:
+        spec, tally = self._spec, Tally(asker)
+        messages = pointwise_messages(
+            item.instruction, item.response, rubric=spec.rubric, explain=not spec.expected
+        )
+
+        async def one(seed: int) -> float | None:
+            question = Question(
+                messages,
+                EXPECTED_TOKENS if spec.expected else spec.max_tokens,
+                temperature=1.0 if spec.samples > 1 else 0.0,
+                seed=seed,
+                logprobs=spec.expected,
+            )
+            answer = tally.of(await asker.ask(question))
+            return _expected(answer) if spec.expected else _stated(answer)
+
+        found = [
+            s for s in await gather(one(seed) for seed in range(spec.samples)) if s is not None
+        ]
+        tally.add({"unreadable": spec.samples - len(found)})
+        if not found:
+            return Score(None, {"reason": "no_score"}, tally.counts())
+        details = {"scores": found} if len(found) > 1 else {}
+        return Score(sum(found) / len(found), details, tally.counts())
+
+
+def _stated(answer: Answer) -> float | None:
+    return None if answer.text is None else parse_score(answer.text)
+
+
+def _expected(answer: Answer) -> float | None:
+    """By the probabilities at the token that follows `Score:`."""
+    said = ""
+    for row in answer.tokens:
+        if BEFORE_SCORE.search(said) and WORD.search(row.text):
+            return expected_score(row.top)
+        said += row.text
+    return None
