@@ -83,7 +83,7 @@ def prompts(session: Session, dataset_id: uuid.UUID, split: Split) -> Sequence[P
 
 def trained(session: Session, iteration: Iteration, outs: Outs) -> Model:
     """Sampled, judged, paired and trained on for an epoch; returns the checkpoint."""
-    _sampled(session, iteration, Split.train, ("generate", "judge"), outs)
+    sampled(session, iteration, outs)
     iteration.pairing = make_pairs(session, iteration)
     job = _job(session, iteration, JobKind.train, "train", pairs=iteration.pairing["kept"])
     return factories.model(
@@ -94,6 +94,11 @@ def trained(session: Session, iteration: Iteration, outs: Outs) -> Model:
         job_id=job.id,
         epoch=1,
     )
+
+
+def sampled(session: Session, iteration: Iteration, outs: Outs) -> None:
+    """Its outputs are there and judged."""
+    _sampled(session, iteration, Split.train, ("generate", "judge"), outs)
 
 
 def evaluated(session: Session, iteration: Iteration, model_id: uuid.UUID, outs: Outs) -> None:

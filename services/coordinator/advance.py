@@ -53,31 +53,33 @@ class Services:
                 return self.train
 
 
-def advance(session: Session, services: Services, iteration: Iteration) -> None:
-    """Take every step that can be taken now. The iteration's row must be locked."""
-    if iteration.status is Status.queued and not _start(session, iteration):
-        return
-    while iteration.status is Status.running:
-        step = pipeline.next_step(read_state(session, iteration))
-        match step:
-            case pipeline.Wait(stage):
-                _enter(session, iteration, stage)
-                return
-            case pipeline.Sample():
-                _enter(session, iteration, "generate")
-                _sample(services, iteration)
-            case pipeline.Evaluate(model):
-                _evaluate(session, services, iteration, model)
-            case pipeline.MakePairs():
-                _enter(session, iteration, "pair")
-                iteration.pairing = make_pairs(session, iteration)
-            case pipeline.Train():
-                _enter(session, iteration, "train")
-                _train(services, iteration)
-            case pipeline.Choose():
-                _choose(session, services, iteration)
-            case pipeline.Fail(error):
-                fail(session, iteration, error)
+def advance(session: Session, services: Services, iteration: Iteration) -> bool:
+    """Take the next step; True where another may follow. The iteration's row must be locked.
+
+    The caller commits each step by itself: a training must not begin before its pairs are there.
+    """
+    if iteration.status is Status.queued:
+        return _start(session, iteration)
+    step = pipeline.next_step(read_state(session, iteration))
+    match step:
+        case pipeline.Wait(stage):
+            _enter(session, iteration, stage)
+        case pipeline.Sample():
+            _enter(session, iteration, "generate")
+            _sample(services, iteration)
+        case pipeline.Evaluate(model):
+            _evaluate(session, services, iteration, model)
+        case pipeline.MakePairs():
+            _enter(session, iteration, "pair")
+            iteration.pairing = make_pairs(session, iteration)
+        case pipeline.Train():
+            _enter(session, iteration, "train")
+            _train(services, iteration)
+        case pipeline.Choose():
+            _choose(session, services, iteration)
+        case pipeline.Fail(error):
+            fail(session, iteration, error)
+    return iteration.status is Status.running and not isinstance(step, pipeline.Wait)
 
 
 def _start(session: Session, iteration: Iteration) -> bool:

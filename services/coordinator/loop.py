@@ -55,21 +55,27 @@ def _take(services: Services, iteration_id: uuid.UUID) -> None:
     """Do what an iteration needs, unless another loop is at it."""
     with log.bind(iteration=str(iteration_id)):
         try:
-            with transaction() as session:
-                iteration = session.scalar(
-                    select(Iteration)
-                    .where(Iteration.id == iteration_id)
-                    # No key update: services insert rows that refer to the iteration meanwhile.
-                    .with_for_update(skip_locked=True, key_share=True)
-                )
-                if iteration is None:
-                    return
-                if iteration.finished_at is None:
-                    advance(session, services, iteration)
-                if iteration.finished_at is not None:
-                    stop_jobs(session, services, iteration)
+            while _step(services, iteration_id):
+                pass
         except PlatformError as error:
             _refused(iteration_id, error)
+
+
+def _step(services: Services, iteration_id: uuid.UUID) -> bool:
+    """One step and its commit; True where another may follow."""
+    with transaction() as session:
+        iteration = session.scalar(
+            select(Iteration)
+            .where(Iteration.id == iteration_id)
+            # No key update: services insert rows that refer to the iteration meanwhile.
+            .with_for_update(skip_locked=True, key_share=True)
+        )
+        if iteration is None:
+            return False
+        more = iteration.finished_at is None and advance(session, services, iteration)
+        if iteration.finished_at is not None:
+            stop_jobs(session, services, iteration)
+        return more
 
 
 def _refused(iteration_id: uuid.UUID, error: PlatformError) -> None:

@@ -1,0 +1,43 @@
+"""What the loop tells the services, and what is in the record by then."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select
+
+from services.coordinator.advance import Services
+from services.coordinator.loop import tick
+from shared.client import ServiceClient
+from shared.db import transaction
+from shared.models import Iteration, Pair
+from tests import evaluated_runs, factories
+from tests.evaluated_runs import Out
+
+
+def test_a_training_is_asked_for_once_its_pairs_are_in_the_record(
+    clean_database: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with transaction() as session:
+        seed = factories.model(session)
+        dataset = factories.dataset(session, train=2, validation=1)
+        iteration = evaluated_runs.running(session, dataset, seed)
+        evaluated_runs.sampled(session, iteration, [[Out(0), Out(1)], [Out(1), Out(0)]])
+        evaluated_runs.evaluated(session, iteration, seed.id, [[Out(1)]])
+        id_ = iteration.id
+
+    seen = []
+
+    def put(client: ServiceClient, path: str, body: Any, **params: Any) -> None:
+        # As the worker reads them, which may begin at once and outlive the loop.
+        with transaction() as other:
+            seen.append((params["step"], other.scalar(select(func.count()).select_from(Pair))))
+        raise KeyboardInterrupt("the loop is killed")
+
+    monkeypatch.setattr(ServiceClient, "put", put)
+    nobody = ServiceClient("http://127.0.0.1:1")
+    with pytest.raises(KeyboardInterrupt):
+        tick(Services(generate=nobody, judge=nobody, train=nobody))
+    assert seen == [("train", 2)]
+    with transaction() as session:
+        pairing = session.get_one(Iteration, id_).pairing
+        assert pairing is not None and pairing["kept"] == 2
