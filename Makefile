@@ -1,7 +1,7 @@
 # Everything runs through .venv/bin/python -m: scripts in a venv break where its path has a space.
 # No path below is absolute, for the same reason.
 PY := .venv/bin/python
-CODE := shared services workers tests configs
+CODE := shared services workers tests configs experiments
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
