@@ -5,7 +5,7 @@ CODE := shared services workers tests configs experiments
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up env test lint format bench-generate bench-scale bench-chat bench-reward soak-chat fuzz-chat chaos clean
+.PHONY: help setup demo up env test lint format bench-generate bench-scale bench-chat bench-reward bench-train soak-chat fuzz-chat chaos clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,9 @@ bench-chat: setup ## Chat's latency, requests/s beside LiteLLM, tokens/s beside 
 
 bench-reward: setup ## A reward model's chats/s by transformers and by vLLM
 	@$(PY) -m tests.bench.reward
+
+bench-train: setup ## Pairs per second of a training beside bare TRL
+	@$(PY) -m tests.bench.train
 
 soak-chat: setup ## Ten minutes of chat at the highest steady load
 	@$(PY) -m tests.bench.soak
