@@ -87,9 +87,16 @@ def script(scripted: Scripted) -> Iterator[Callable[[Script], None]]:
     scripted.engine.script = some_good_some_bad
 
 
-def test_two_iterations_each_on_the_others_model_and_on_fresh_prompts(scripted: Scripted) -> None:
-    first, second = scripted.run(count=2)
+@pytest.fixture(scope="module")
+def two(scripted: Scripted) -> list[Object]:
+    """The first run: two iterations, of which the second's model is served."""
+    return scripted.run(count=2)
 
+
+def test_two_iterations_each_on_the_others_model_and_on_fresh_prompts(
+    scripted: Scripted, two: list[Object]
+) -> None:
+    first, second = two
     for iteration in (first, second):
         assert iteration["status"] == "succeeded", iteration["error"]
         report = iteration["report"]
@@ -116,6 +123,32 @@ def test_two_iterations_each_on_the_others_model_and_on_fresh_prompts(scripted: 
     assert used == [(2 * 48, 24)]
 
 
+def test_pairs_show_thoughts_to_nobody_without_the_key(
+    scripted: Scripted, two: list[Object]
+) -> None:
+    iteration = two[0]
+    page = httpx2.get(f"{scripted.url}/iterations/{iteration['id']}/pairs").json()
+    assert len(page["data"]) == iteration["report"]["pairs"]["kept"]
+    for pair in page["data"]:
+        assert pair["chosen"].startswith("word")
+        assert pair["chosen_output"] is None
+        assert "it is." not in str(pair)
+
+
+def test_the_promoted_model_answers_in_chat(scripted: Scripted, two: list[Object]) -> None:
+    model = scripted.client.model(two[1]["result_model"])
+    assert model is not None
+
+    def answer() -> httpx2.Response:
+        body = {"model": model["ref"], "messages": [{"role": "user", "content": "Well?"}]}
+        return httpx2.post(f"{scripted.url}/v1/chat/completions", json=body)
+
+    until(lambda: answer().status_code == 200, "the model is served")
+    message = answer().json()["choices"][0]["message"]["content"]
+    assert message
+    assert "it is." not in message
+
+
 def test_a_direct_baseline_runs_beside_and_is_compared(scripted: Scripted) -> None:
     [thinking] = scripted.run(baseline=True)
     [direct] = scripted.platform.ended(thinking["baseline_run_id"])
@@ -131,31 +164,6 @@ def test_a_direct_baseline_runs_beside_and_is_compared(scripted: Scripted) -> No
     [versus] = run["thinking_vs_direct"]
     assert (versus["number"], versus["difference"]["n"]) == (1, 6)
     assert httpx2.get(f"{scripted.url}/runs/{direct['run_id']}/report.html").status_code == 200
-
-
-def test_pairs_show_thoughts_to_nobody_without_the_key(scripted: Scripted) -> None:
-    [iteration] = scripted.run()
-    page = httpx2.get(f"{scripted.url}/iterations/{iteration['id']}/pairs").json()
-    assert len(page["data"]) == iteration["report"]["pairs"]["kept"]
-    for pair in page["data"]:
-        assert pair["chosen"].startswith("word")
-        assert pair["chosen_output"] is None
-        assert "it is." not in str(pair)
-
-
-def test_the_promoted_model_answers_in_chat(scripted: Scripted) -> None:
-    [iteration] = scripted.run()
-    model = scripted.client.model(iteration["result_model"])
-    assert model is not None
-
-    def answer() -> httpx2.Response:
-        body = {"model": model["ref"], "messages": [{"role": "user", "content": "Well?"}]}
-        return httpx2.post(f"{scripted.url}/v1/chat/completions", json=body)
-
-    until(lambda: answer().status_code == 200, "the model is served")
-    message = answer().json()["choices"][0]["message"]["content"]
-    assert message
-    assert "it is." not in message
 
 
 def test_no_pair_left_fails_with_the_counts(

@@ -40,4 +40,5 @@ def test_a_training_is_asked_for_once_its_pairs_are_in_the_record(
     assert seen == [("train", 2)]
     with transaction() as session:
         pairing = session.get_one(Iteration, id_).pairing
-        assert pairing is not None and pairing["kept"] == 2
+        assert pairing is not None
+        assert pairing["kept"] == 2

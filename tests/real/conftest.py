@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -10,7 +11,6 @@ import pytest
 from tests.platform import FLOAT32, Platform, platform
 from tests.real.asking import answers
 from tests.waiting import until
-from workers.unpack import unpack
 
 TOOLS = (
     "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}\nCall one as <tool_call>\n"
@@ -19,11 +19,11 @@ TOOLS = (
 
 
 @pytest.fixture(scope="package")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def real(tmp_path_factory: pytest.TempPathFactory, bundled: Path) -> Iterator[Platform]:
     """Serves `thinker`: the bundled model, asked to think, with tools in its template."""
     folder = tmp_path_factory.mktemp("chat")
     model = folder / "thinker"
-    shutil.copytree(unpack("bundled", folder / "store"), model)
+    shutil.copytree(bundled, model)
     tokenizer = json.loads((model / "tokenizer_config.json").read_text())
     jinja = model / "chat_template.jinja"
     template = jinja.read_text() if jinja.exists() else tokenizer["chat_template"]

@@ -6,14 +6,13 @@ from typing import Any
 
 Json = dict[str, Any]
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1c2321;background:#fbfaf7;max-width:960px;
+body{font:15px/1.5 system-ui,sans-serif;color:#1c2321;background:#fbfaf7;max-width:1080px;
 margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin-bottom:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}
 .sub{color:#5c6663;overflow-wrap:anywhere}
 .warning{background:#fff1d6;border-left:4px solid #c2571a;padding:.6rem .9rem;margin:1rem 0}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #e3e1da;vertical-align:top;
-overflow-wrap:anywhere}
+th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #e3e1da;vertical-align:top}
 th{font-weight:600;color:#5c6663}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:1.2rem}
 figure{margin:0;background:#fff;border:1px solid #e3e1da;border-radius:6px;padding:.8rem}

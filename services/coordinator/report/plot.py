@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 420, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 28
+LEFT, RIGHT, TOP, BOTTOM = 62, 22, 12, 28
 COLORS = ("#1f6f8b", "#c2571a", "#5b7f2b", "#7a4b94")
 TICKS, MOST_LABELS = 4, 11
+APART = 4.0
+"""Between the lines of a plot, across."""
 Scale = Callable[[float], float]
 """A value's place in the picture."""
 
@@ -56,7 +58,13 @@ def plot(
     if guide is not None:
         parts.append(_rule(x(0), y(guide), x(last), y(guide), "guide"))
     for number, line in enumerate(drawn):
-        parts.append(_line(line, COLORS[number % len(COLORS)], x, y))
+        # Apart, so that the intervals of several lines can be told from one another.
+        shift = (number - (len(drawn) - 1) / 2) * APART
+
+        def beside(value: float, shift: float = shift) -> float:
+            return x(value) + shift
+
+        parts.append(_line(line, COLORS[number % len(COLORS)], beside, y))
     legend = "".join(
         f'<span><i style="border-color:{COLORS[number % len(COLORS)]};'
         f'border-top-style:{"dashed" if line.dashed else "solid"}"></i>{escape(line.name)}</span>'
@@ -75,7 +83,9 @@ def _range(points: Sequence[Point], guide: float | None) -> tuple[float, float]:
         values.append(guide)
     low, high = min(values), max(values)
     margin = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
-    return low - margin, high + margin
+    below, above = low - margin, high + margin
+    # Shares, of which there is none beyond 0 and 1.
+    return (max(below, 0.0), min(above, 1.0)) if 0 <= low < high <= 1 else (below, above)
 
 
 def _axes(low: float, high: float, labels: Sequence[tuple[float, str]], x: Scale, y: Scale) -> str:
