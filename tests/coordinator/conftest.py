@@ -4,7 +4,7 @@ from sqlalchemy import Engine
 
 from services.coordinator.app import app
 from shared.db import transaction
-from tests import factories
+from tests import access, factories
 
 
 @pytest.fixture
@@ -13,4 +13,4 @@ def client(clean_database: Engine, redis_url: str) -> TestClient:
     with transaction() as session:
         factories.model(session)
         factories.dataset(session, train=6, validation=2)
-    return TestClient(app, raise_server_exceptions=False)
+    return access.client(app)
