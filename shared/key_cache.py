@@ -73,9 +73,9 @@ class KeyCache:
 
     def _look_since(self, moment: float) -> None:
         """Unless one has begun since then. Raises `Unavailable` where it failed."""
-        if self._looked_at >= moment:
+        if self._looked_at > moment:
             return
-        if self._failed_at < moment:
+        if self._failed_at <= moment:
             last = max(self._looked_at, self._failed_at)
             time.sleep(max(0.0, last + APART_SECONDS - time.monotonic()))
             began = time.monotonic()

@@ -91,6 +91,40 @@ def test_a_request_names_the_iteration_or_job_of_its_path(
     assert named["/jobs/{job_id}"]["job"] == job_id
 
 
+def test_no_line_holds_a_key_a_prompt_or_a_thought(
+    clean_database: Engine, redis_url: str, written: io.StringIO
+) -> None:
+    """Also where a request is refused for what it holds."""
+    with transaction() as session:
+        factories.model(session)
+    logging.getLogger().setLevel(logging.DEBUG)
+    mine, bad = access.made_key(), "ftk_SECRET"
+    prompts = [{"text": "SECRET prompt"}]
+    run = {"name": "thinker", "base_model": "seed", "prompts": prompts}
+    answers = [
+        access.client(app, key).post(path, json=body)
+        for key in (mine, bad)
+        for app, path, body in (
+            (coordinator, "/iterations", run),
+            (coordinator, "/iterations", run | {"SECRET": "SECRET"}),
+            (coordinator, "/keys", {"name": "SECRET", "scopes": ["SECRET"]}),
+            (coordinator, "/keys", {"name": "someone", "scopes": ["chat"]}),
+            (coordinator, "/v1/chat/completions", {"model": "SECRET", "messages": "SECRET"}),
+            (coordinator, "/datasets", {"name": "x", "path": "SECRET"}),
+            (coordinator, "/SECRET", {}),
+            (judge, "/judge", {"items": [ITEM | {"response": "SECRET thought"}]}),
+        )
+    ]
+    assert {answer.status_code for answer in answers} == {202, 400, 201, 404, 401}
+    made = next(answer.json()["key"] for answer in answers if answer.status_code == 201)
+    text = written.getvalue()
+    assert len(lines(text)) >= len(answers)
+    for secret in ("SECRET", mine, made, access.SERVICE_KEY):
+        assert secret not in text
+    keys = {line.get("key_id") for line in lines(text) if "route" in line}
+    assert len(keys) == 2, "whose requests these are, by the key's id"
+
+
 def test_what_a_route_has_found_is_in_its_later_lines(
     clean_database: Engine, redis_url: str, written: io.StringIO
 ) -> None:

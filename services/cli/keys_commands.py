@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from services.cli.client import Object
 from services.cli.connect import connect
-from services.cli.console import DataOption, err, out, plain, readable_errors
+from services.cli.console import DataOption, err, out, readable_errors
 from services.cli.datadir import DEFAULT, DataDir
 from shared.models import Scope
 
@@ -38,26 +38,21 @@ def create(
 def list_(data_dir: DataOption = DEFAULT) -> None:
     """All keys, the newest first. None of them is shown."""
     with readable_errors():
-        table = Table("id", "begins with", "name", "scopes", "limits", "made", "revoked", box=None)
-        for key in connect(DataDir(data_dir)).rows("/keys"):
-            limits = [
-                f"{key[limit]} {unit}"
-                for limit, unit in (
-                    ("requests_per_minute", "a minute"),
-                    ("concurrent_requests", "at once"),
-                )
-                if key[limit] is not None
-            ]
-            table.add_row(
-                key["id"],
-                key["prefix"],
-                key["name"],
-                " ".join(key["scopes"]),
-                ", ".join(limits),
-                _time(key["created_at"]),
-                _time(key["revoked_at"]),
-            )
-        out.print(table)
+        _print(
+            ["id", "begins with", "name", "scopes", "limits", "made (UTC)", "revoked"],
+            *(
+                [
+                    key["id"],
+                    key["prefix"],
+                    key["name"],
+                    " ".join(key["scopes"]),
+                    _limits(key),
+                    _time(key["created_at"]),
+                    _time(key["revoked_at"]),
+                ]
+                for key in connect(DataDir(data_dir)).rows("/keys")
+            ),
+        )
 
 
 @app.command()
@@ -74,12 +69,31 @@ def revoke(
 def audit(data_dir: DataOption = DEFAULT) -> None:
     """Show who did what, the oldest first."""
     with readable_errors():
-        table = Table("time (UTC)", "key", "action", "what", box=None)
-        for event in connect(DataDir(data_dir)).rows("/audit"):
-            who = event["key_name"] or event["key_id"] or "the platform"
-            when = _time(event["created_at"])
-            table.add_row(when, plain(who), event["action"], plain(event["subject"]))
-        out.print(table)
+        _print(
+            ["time (UTC)", "key", "action", "what"],
+            *(
+                [
+                    _time(event["created_at"]),
+                    event["key_name"] or event["key_id"] or "the platform",
+                    event["action"],
+                    event["subject"],
+                ]
+                for event in connect(DataDir(data_dir)).rows("/audit")
+            ),
+        )
+
+
+def _print(*rows: list[str]) -> None:
+    """In columns, and whole: an id is there to be copied, however narrow the terminal is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        out.print(line.rstrip(), markup=False)
+
+
+def _limits(key: Object) -> str:
+    units = {"requests_per_minute": "a minute", "concurrent_requests": "at once"}
+    return ", ".join(f"{key[limit]} {unit}" for limit, unit in units.items() if key[limit])
 
 
 def _time(unix: int | None) -> str:

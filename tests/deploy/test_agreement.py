@@ -149,7 +149,7 @@ def test_services_are_where_the_settings_say(containers: dict[str, Object]) -> N
 
 
 @EACH
-def test_who_asks_services_and_only_they_are_given_the_service_key(
+def test_who_asks_services_is_given_the_service_key(
     containers: dict[str, Object],
 ) -> None:
     for found in containers.values():
