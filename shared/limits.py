@@ -30,11 +30,13 @@ class Limits:
         key = caller.key_id
         if caller.requests_per_minute is not None:
             self._begun[key].append(self._clock())
-        self._at_once[key] += 1
+        # Not those of a service on the key's behalf, which have no limits.
+        counts = caller.concurrent_requests is not None
+        self._at_once[key] += counts
         try:
             yield
         finally:
-            self._at_once[key] -= 1
+            self._at_once[key] -= counts
 
     def _check_at_once(self, caller: Caller) -> None:
         most = caller.concurrent_requests

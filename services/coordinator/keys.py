@@ -54,7 +54,7 @@ def _read(row: ApiKey) -> KeyRead:
         id=row.id,
         name=row.name,
         prefix=row.prefix,
-        scopes=[Scope(scope) for scope in row.scopes],
+        scopes=[scope for scope in Scope if scope in row.scopes],
         requests_per_minute=row.requests_per_minute,
         concurrent_requests=row.concurrent_requests,
         created_at=unix(row.created_at) or 0,
