@@ -128,7 +128,7 @@ def test_pairs_show_thoughts_to_nobody_without_the_key(
     scripted: Scripted, two: list[Object]
 ) -> None:
     iteration = two[0]
-    page = httpx2.get(f"{scripted.url}/iterations/{iteration['id']}/pairs").json()
+    page = httpx2.get(f"{scripted.url}/iterations/{iteration['id']}/pairs", headers=HEADERS).json()
     assert len(page["data"]) == iteration["report"]["pairs"]["kept"]
     for pair in page["data"]:
         assert pair["chosen"].startswith("word")
@@ -142,7 +142,7 @@ def test_the_promoted_model_answers_in_chat(scripted: Scripted, two: list[Object
 
     def answer() -> httpx2.Response:
         body = {"model": model["ref"], "messages": [{"role": "user", "content": "Well?"}]}
-        return httpx2.post(f"{scripted.url}/v1/chat/completions", json=body)
+        return httpx2.post(f"{scripted.url}/v1/chat/completions", json=body, headers=HEADERS)
 
     until(lambda: answer().status_code == 200, "the model is served")
     message = answer().json()["choices"][0]["message"]["content"]
