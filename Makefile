@@ -19,10 +19,11 @@ demo: setup ## Two iterations on the bundled model, then a chat with the result
 up: setup ## Run the platform until Ctrl-C
 	@$(PY) -m services.cli up
 
-env: ## Write .env for docker compose, with a password of its own
+env: ## Write .env for docker compose, with secrets of its own
 	@test ! -e .env || { echo "there is a .env already" >&2; exit 1; }
-	@umask 077 && password="$$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')" \
-	    && sed "s/^POSTGRES_PASSWORD=$$/POSTGRES_PASSWORD=$$password/" .env.example > .env
+	@umask 077; secret() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }; \
+	    sed -e "s/^POSTGRES_PASSWORD=$$/&$$(secret)/" -e "s/^FORETHOUGHT_SERVICE_KEY=$$/&$$(secret)/" \
+	    .env.example > .env
 	@echo "wrote .env; next: docker compose up"
 
 test: setup lint .venv-clients/installed ## Lint and run the tests; TESTS=tests/shared for some of them

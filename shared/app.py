@@ -17,9 +17,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import broker, log
+from shared.access import Guard
 from shared.db import get_engine
+from shared.error_response import error_response
 from shared.errors import InvalidRequest, PlatformError, Unavailable, envelope
 from shared.field_errors import field_error
+from shared.scopes import LISTED
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "OpenAI's error envelope: the request's fault"},
@@ -40,7 +43,7 @@ def create_app(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
     log.configure(service)
-    app = FastAPI(title=f"Forethought: {service}", lifespan=lifespan, responses=ERRORS)
+    app = _Api(title=f"Forethought: {service}", lifespan=lifespan, responses=ERRORS)
     for router in (*routers, _health_router()):
         app.include_router(router)
     app.add_exception_handler(PlatformError, _platform_error)
@@ -50,13 +53,22 @@ def create_app(
     app.add_exception_handler(OperationalError, _database_away)
     app.add_exception_handler(InterfaceError, _database_away)
     app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(Guard, routes=app.routes)
     app.add_middleware(_Observed, service=service)
     return app
 
 
-def error_response(error: PlatformError) -> JSONResponse:
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return JSONResponse(error.envelope(), status_code=error.status, headers=headers)
+class _Api(FastAPI):
+    """Describes which scope each of its routes asks of a key."""
+
+    def openapi(self) -> dict[str, Any]:
+        schema = super().openapi()
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in schema["paths"].items():
+            for method, operation in operations.items():
+                scope = LISTED.get((method.upper(), path))
+                operation["security"] = [{"key": [scope]}] if scope else []
+        return schema
 
 
 async def _platform_error(_: Request, error: Exception) -> JSONResponse:

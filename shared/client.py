@@ -6,6 +6,7 @@ import httpx2
 import stamina
 
 from shared.errors import InvalidRequest, PlatformError, Unavailable
+from shared.keys import BEHALF, CALLER
 
 Body = dict[str, Any]
 
@@ -22,10 +23,12 @@ class ServiceError(PlatformError):
 
 
 class ServiceClient:
-    """A service by its address. Every call is safe to repeat, so lost connections are retried."""
+    """A service by its address, asked with this key, and on behalf of whoever's request is being
+    answered. Every call is safe to repeat, so lost connections are retried."""
 
-    def __init__(self, base_url: str, *, timeout: float = 30.0) -> None:
-        self._http = httpx2.Client(base_url=base_url, timeout=timeout)
+    def __init__(self, base_url: str, key: str, *, timeout: float = 30.0) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(base_url=base_url, headers=headers, timeout=timeout)
 
     def get(self, path: str, **params: Any) -> Body:
         return self._call("GET", path, params=params)
@@ -48,6 +51,12 @@ class ServiceClient:
                 code="service_away",
                 retry_after=2,
             ) from error
+        if response.status_code == 401:  # not the fault of whose request this is about
+            raise Unavailable(
+                f"{self._http.base_url} refuses the key it is asked with: FORETHOUGHT_SERVICE_KEY "
+                "must be the same everywhere",
+                code="service_key_refused",
+            )
         if response.is_error:
             raise ServiceError(response.status_code, _error_of(response))
         body: Body = response.json()
@@ -55,6 +64,9 @@ class ServiceClient:
 
     @stamina.retry(on=httpx2.ConnectError, attempts=3, wait_initial=0.1, timeout=5)
     def _send(self, method: str, path: str, **kwargs: Any) -> httpx2.Response:
+        caller = CALLER.get()
+        if caller is not None and caller.key_id is not None:
+            kwargs["headers"] = {**kwargs.get("headers", {}), BEHALF: str(caller.key_id)}
         return self._http.request(method, path, **kwargs)
 
 

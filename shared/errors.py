@@ -1,7 +1,9 @@
-"""Every error a caller can react to; one handler (`shared.app`) renders them all.
+"""Every error a caller can react to; one function (`shared.error_response`) renders them all.
 
 PlatformError               500
 ├── InvalidRequest          400  a field is wrong; `param` names it
+├── Unauthorized            401  no key, or none that is live
+├── Forbidden               403  a key without the scope
 ├── NotFound                404
 ├── Conflict                409  the thing exists, but not in a state that allows this
 ├── Gone                    410  it was there, and was pruned
@@ -42,6 +44,18 @@ class InvalidRequest(PlatformError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_value"
+
+
+class Unauthorized(PlatformError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(PlatformError):
+    status = 403
+    type = "permission_error"
+    code = "insufficient_scope"
 
 
 class NotFound(PlatformError):

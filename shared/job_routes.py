@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from shared import jobs, log, recovery
+from shared import audit, jobs, log, recovery
 from shared.broker import send_after_commit
 from shared.db import SessionDep
 from shared.errors import NotFound
@@ -94,6 +94,7 @@ def find_job(session: Session, job_id: uuid.UUID, kinds: tuple[JobKind, ...]) ->
 
 def resume(session: Session, job_id: uuid.UUID) -> JobRead:
     job = recovery.resume(session, job_id)
+    audit.record(session, "job.resume", job_id)
     send_after_commit(session, job.kind, job.id)
     return read_job(session, job)
 
@@ -121,7 +122,8 @@ def jobs_router(*kinds: JobKind) -> APIRouter:
     @router.post("/jobs/{job_id}/cancel")
     def cancel_job(job_id: uuid.UUID, session: SessionDep) -> JobRead:
         """Idempotent; a job that has ended stays as it is."""
-        find_job(session, job_id, kinds)
+        if not find_job(session, job_id, kinds).status.terminal:
+            audit.record(session, "job.cancel", job_id)
         return read_job(session, jobs.cancel(session, job_id))
 
     return router

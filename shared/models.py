@@ -20,7 +20,7 @@ from sqlalchemy import (
     func,
 )
 from sqlalchemy import text as sql
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = dict[str, Any]
@@ -379,6 +379,50 @@ class IdempotencyKey(Base):
     body_sha256: Mapped[str]
     status: Mapped[int]
     response: Mapped[Json]
+    created_at: Mapped[datetime] = _now()
+
+
+class Scope(enum.StrEnum):
+    """What an API key may do; `shared/scopes.py` has the routes."""
+
+    chat = "chat"
+    iterate = "iterate"
+    thoughts = "thoughts"
+    """Beside `iterate`: what lists outputs shows their thoughts as well."""
+    admin = "admin"
+
+
+class ApiKey(Base):
+    __tablename__ = "api_keys"
+
+    id: Mapped[uuid.UUID] = _id()
+    name: Mapped[str]
+    prefix: Mapped[str]
+    """Its first characters, by which its owner knows it."""
+    sha256: Mapped[str] = mapped_column(unique=True)
+    """All that is kept of it."""
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    requests_per_minute: Mapped[int | None]
+    concurrent_requests: Mapped[int | None]
+    created_at: Mapped[datetime] = _now()
+    revoked_at: Mapped[datetime | None]
+
+
+class AuditEvent(Base):
+    """Who did what; append-only, and never pruned."""
+
+    __tablename__ = "audit_events"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    key_id: Mapped[uuid.UUID | None]
+    """Whose key; None for the platform itself. No foreign key: a job service writes here, too."""
+    action: Mapped[str]
+    """`key.create`, `model.promote`, ..."""
+    subject: Mapped[str]
+    """What it was done to: an id, or a name."""
+    data: Mapped[Json] = mapped_column(server_default=sql("'{}'"))
+    request_id: Mapped[str | None]
+    """As the log has it."""
     created_at: Mapped[datetime] = _now()
 
 

@@ -3,14 +3,19 @@
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
     """Defaults suit one machine; `forethought up` sets the addresses of what it starts."""
 
-    model_config = SettingsConfigDict(env_prefix="FORETHOUGHT_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FORETHOUGHT_",
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,  # it may be a key
+    )
 
     database_url: str = "postgresql+psycopg://forethought@localhost:5432/forethought"
     redis_url: str = "redis://localhost:6379/0"
@@ -28,8 +33,9 @@ class Settings(BaseSettings):
     """Where engines and training write their raw logs; a temporary folder when unset."""
     log_level: str = "INFO"
 
-    thoughts_key: str = ""
-    """Bearer key that may read thoughts; empty means that nobody can."""
+    service_key: SecretStr | None = Field(default=None, min_length=32)
+    """What services show each other, and who makes the first API key (`docs/keys.md`). The same for
+    all four services and the loop; without it they refuse each other."""
 
     worker_engine_url: str = ""
     """Address of a running engine for bulk generation; empty: the worker starts its own vLLM."""

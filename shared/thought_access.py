@@ -1,17 +1,17 @@
-"""Who may read thoughts. Without this key every route shows responses only."""
+"""Whether the request that is being answered may read thoughts."""
 
-import hmac
 from typing import Annotated
 
-from fastapi import Depends, Header
+from fastapi import Depends
 
-from shared.settings import get_settings
+from shared.keys import CALLER
+from shared.models import Scope
 
 
-def _may_read(authorization: Annotated[str | None, Header()] = None) -> bool:
-    key = get_settings().thoughts_key
-    given = (authorization or "").removeprefix("Bearer ")
-    return bool(key) and hmac.compare_digest(given.encode(), key.encode())
+async def _may_read() -> bool:
+    caller = CALLER.get()
+    return caller is not None and Scope.thoughts in caller.scopes
 
 
 MayReadThoughts = Annotated[bool, Depends(_may_read)]
+"""Without it a route shows responses only."""

@@ -20,6 +20,7 @@ from services.cli.valkey import Valkey
 from shared import db, migrate
 from shared.models import Base
 from shared.settings import get_settings
+from tests.access import SERVICE_KEY
 from tests.data_servers import serving
 
 RUN_DIR = pytest.StashKey[Path]()
@@ -37,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["FORETHOUGHT_DATABASE_URL"] = Postgres(run_dir / "pg", run_dir).url
     os.environ["FORETHOUGHT_REDIS_URL"] = Valkey(run_dir).url
     os.environ["FORETHOUGHT_MODEL_STORE"] = str(run_dir / "models")
+    os.environ["FORETHOUGHT_SERVICE_KEY"] = SERVICE_KEY
     os.environ["HF_HUB_OFFLINE"] = "1"
     get_settings.cache_clear()
     # How long an example takes says nothing on a busy machine.

@@ -57,5 +57,5 @@ def platform(folder: Path, **settings: str) -> Iterator[Platform]:
             patch.setenv(f"FORETHOUGHT_{name.upper()}", value)
         with running(Options(DataDir(folder)), lambda _: None, lambda _: None) as stack:
             threading.Thread(target=stack.supervisor.supervise, daemon=True).start()
-            with closing(Client(stack.url)) as client:
+            with closing(Client(stack.url, stack.key)) as client:
                 yield Platform(stack, client)

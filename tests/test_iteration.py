@@ -13,6 +13,7 @@ import pytest
 
 from services.cli.client import Client, Object
 from tests import scripted_engine
+from tests.access import HEADERS
 from tests.engine_scripts import Script, prefers_short, some_good_some_bad
 from tests.platform import Platform, platform
 from tests.scripted_engine import ScriptedEngine
@@ -127,7 +128,7 @@ def test_pairs_show_thoughts_to_nobody_without_the_key(
     scripted: Scripted, two: list[Object]
 ) -> None:
     iteration = two[0]
-    page = httpx2.get(f"{scripted.url}/iterations/{iteration['id']}/pairs").json()
+    page = httpx2.get(f"{scripted.url}/iterations/{iteration['id']}/pairs", headers=HEADERS).json()
     assert len(page["data"]) == iteration["report"]["pairs"]["kept"]
     for pair in page["data"]:
         assert pair["chosen"].startswith("word")
@@ -141,7 +142,7 @@ def test_the_promoted_model_answers_in_chat(scripted: Scripted, two: list[Object
 
     def answer() -> httpx2.Response:
         body = {"model": model["ref"], "messages": [{"role": "user", "content": "Well?"}]}
-        return httpx2.post(f"{scripted.url}/v1/chat/completions", json=body)
+        return httpx2.post(f"{scripted.url}/v1/chat/completions", json=body, headers=HEADERS)
 
     until(lambda: answer().status_code == 200, "the model is served")
     message = answer().json()["choices"][0]["message"]["content"]
@@ -159,11 +160,12 @@ def test_a_direct_baseline_runs_beside_and_is_compared(scripted: Scripted) -> No
         assert len(report["length_control"]["sweep"]) == 6
     assert not direct["report"]["promoted"]
     assert direct["report"]["outputs"]["training"]["thought_tokens"]["mean"] == 0
-    run = httpx2.get(f"{scripted.url}/runs/{thinking['run_id']}/report").json()
+    run = httpx2.get(f"{scripted.url}/runs/{thinking['run_id']}/report", headers=HEADERS).json()
     assert run["baseline"]["run_id"] == direct["run_id"]
     [versus] = run["thinking_vs_direct"]
     assert (versus["number"], versus["difference"]["n"]) == (1, 6)
-    assert httpx2.get(f"{scripted.url}/runs/{direct['run_id']}/report.html").status_code == 200
+    page = httpx2.get(f"{scripted.url}/runs/{direct['run_id']}/report.html", headers=HEADERS)
+    assert page.status_code == 200
 
 
 def test_no_pair_left_fails_with_the_counts(
@@ -248,7 +250,7 @@ def test_what_trl_refuses_is_said_and_mended_without_sampling_again(scripted: Sc
     count = "SELECT count(*) FROM completions"
     [[before]] = scripted.platform.sql(count)
     change = {"training": training | {"extra": {"weight_decay": 0.25}}}
-    assert httpx2.post(f"{url}/resume", json=change).status_code == 202
+    assert httpx2.post(f"{url}/resume", json=change, headers=HEADERS).status_code == 202
     [iteration] = scripted.platform.ended(iteration["run_id"])
     assert iteration["status"] == "succeeded", iteration["error"]
     [[after]] = scripted.platform.sql(count)
@@ -257,7 +259,7 @@ def test_what_trl_refuses_is_said_and_mended_without_sampling_again(scripted: Sc
     assert model is not None
     for trained in (model["lineage"]["training"], model["lineage"]["config"]["training"]):
         assert trained["extra"] == {"weight_decay": 0.25}
-    late = httpx2.post(f"{url}/resume", json=change)
+    late = httpx2.post(f"{url}/resume", json=change, headers=HEADERS)
     assert late.status_code == 409
 
 
@@ -295,7 +297,7 @@ def test_pruning_leaves_what_the_model_was_made_from(scripted: Scripted) -> None
     [iteration] = scripted.run(training={"batch_size": 4, "micro_batch_size": 2, "epochs": 2})
     assert iteration["status"] == "succeeded", iteration["error"]
     url = f"{scripted.url}/iterations/{iteration['id']}"
-    pairs = httpx2.get(f"{url}/pairs").json()
+    pairs = httpx2.get(f"{url}/pairs", headers=HEADERS).json()
     job = f"SELECT status, result FROM jobs WHERE kind = 'prune' AND iteration_id = '{url[-36:]}'"
 
     found = scripted.client.prune(0, dry_run=True)
@@ -307,7 +309,7 @@ def test_pruning_leaves_what_the_model_was_made_from(scripted: Scripted) -> None
     assert deleted["checkpoints"] == 1
     assert deleted["completions"] == 48 - 2 * iteration["report"]["pairs"]["kept"] + 3 * 6
     assert deleted["bytes"] >= found["bytes"] / found["checkpoints"] > 0
-    assert httpx2.get(f"{url}/pairs").json() == pairs
+    assert httpx2.get(f"{url}/pairs", headers=HEADERS).json() == pairs
     model = scripted.client.model(iteration["result_model"])
     assert model is not None
     assert model["status"] == "ready"

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from services.coordinator.app import app as coordinator
@@ -20,7 +19,7 @@ from shared import log
 from shared.db import transaction
 from shared.job_routes import find_job
 from shared.models import JobKind
-from tests import factories
+from tests import access, factories
 from workers import runtime
 
 ITEM = {"instruction": "Say a", "response": "a"}
@@ -43,7 +42,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 def judge_job(iteration_id: uuid.UUID) -> str:
     job_id = str(uuid.uuid4())
-    answer = TestClient(judge).put(
+    answer = access.client(judge).put(
         f"/jobs/{job_id}", params={"iteration_id": str(iteration_id)}, json={"items": [ITEM]}
     )
     assert answer.status_code == 202, answer.text
@@ -81,15 +80,49 @@ def test_a_request_names_the_iteration_or_job_of_its_path(
     with transaction() as session:
         factories.model(session)
         factories.dataset(session)
-    client = TestClient(coordinator)
+    client = access.client(coordinator)
     body = {"name": "thinker", "base_model": "seed", "dataset": "prompts"}
     iteration_id = client.post("/iterations", json=body).json()["id"]
     client.get(f"/iterations/{iteration_id}")
     job_id = judge_job(uuid.UUID(iteration_id))
-    TestClient(judge).get(f"/jobs/{job_id}")
+    access.client(judge).get(f"/jobs/{job_id}")
     named = {line["route"]: line for line in lines(written.getvalue()) if "route" in line}
     assert named["/iterations/{iteration_id}"]["iteration"] == iteration_id
     assert named["/jobs/{job_id}"]["job"] == job_id
+
+
+def test_no_line_holds_a_key_a_prompt_or_a_thought(
+    clean_database: Engine, redis_url: str, written: io.StringIO
+) -> None:
+    """Also where a request is refused for what it holds."""
+    with transaction() as session:
+        factories.model(session)
+    logging.getLogger().setLevel(logging.DEBUG)
+    mine, bad = access.made_key(), "ftk_SECRET"
+    prompts = [{"text": "SECRET prompt"}]
+    run = {"name": "thinker", "base_model": "seed", "prompts": prompts}
+    answers = [
+        access.client(app, key).post(path, json=body)
+        for key in (mine, bad)
+        for app, path, body in (
+            (coordinator, "/iterations", run),
+            (coordinator, "/iterations", run | {"SECRET": "SECRET"}),
+            (coordinator, "/keys", {"name": "SECRET", "scopes": ["SECRET"]}),
+            (coordinator, "/keys", {"name": "someone", "scopes": ["chat"]}),
+            (coordinator, "/v1/chat/completions", {"model": "SECRET", "messages": "SECRET"}),
+            (coordinator, "/datasets", {"name": "x", "path": "SECRET"}),
+            (coordinator, "/SECRET", {}),
+            (judge, "/judge", {"items": [ITEM | {"response": "SECRET thought"}]}),
+        )
+    ]
+    assert {answer.status_code for answer in answers} == {202, 400, 201, 404, 401}
+    made = next(answer.json()["key"] for answer in answers if answer.status_code == 201)
+    text = written.getvalue()
+    assert len(lines(text)) >= len(answers)
+    for secret in ("SECRET", mine, made, access.SERVICE_KEY):
+        assert secret not in text
+    keys = {line.get("key_id") for line in lines(text) if "route" in line}
+    assert len(keys) == 2, "whose requests these are, by the key's id"
 
 
 def test_what_a_route_has_found_is_in_its_later_lines(

@@ -37,7 +37,7 @@ def main() -> None:
     config["sampling"]["seed"] = config["training"]["seed"] = given.seed
     console = Console()
     with running(Options(DataDir(given.data)), console.print, console.print) as stack:
-        client = Client(stack.url)
+        client = Client(stack.url, stack.key)
         prepare(client, console)
         first = client.start_run(config, key=f"learning-{given.seed}")
         run, direct = first["run_id"], first["baseline_run_id"]
@@ -47,7 +47,7 @@ def main() -> None:
         _write(given.out / "report.json", report)
         (given.out / "report.html").write_text(client.page(f"/runs/{run}/report.html"))
         models = [config["base_model"], *(one["result_model"] for one in thinking)]
-        generate = ServiceClient(stack.env["FORETHOUGHT_GENERATE_URL"])
+        generate = ServiceClient(stack.env["FORETHOUGHT_GENERATE_URL"], stack.key)
         counts = [_natural(generate, config, model) for model in models]
         _write(given.out / "natural.json", counts)
 

@@ -1,6 +1,5 @@
 """Questions to the chat endpoint, through the official `openai` client."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +14,11 @@ LOADING_SECONDS = 600.0
 MAX_WAIT_SECONDS = 5.0
 
 
-def chat_client(url: str) -> openai.OpenAI:
+def chat_client(url: str, key: str | None) -> openai.OpenAI:
     """A client of the platform at `url`; it does not retry by itself, `ask` does."""
     return openai.OpenAI(
         base_url=f"{url}/v1",
-        api_key=os.environ.get("FORETHOUGHT_API_KEY", "none"),
+        api_key=key or "none",
         max_retries=0,
         http_client=openai.DefaultHttpxClient(trust_env=False),
     )

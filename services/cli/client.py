@@ -1,16 +1,13 @@
 """The coordinator's REST API as the command line uses it."""
 
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
-from services.cli.datadir import DataDir
 from services.cli.errors import CliError
-from services.cli.stack import DEFAULT_PORT
 
 Object = dict[str, Any]
 PAGE_ROWS = 200
@@ -35,20 +32,20 @@ def _describe(response: httpx2.Response) -> str:
     return message if param is None or message.startswith(param) else f"{param}: {message}"
 
 
-def coordinator_url(data: DataDir) -> str:
-    """The address given in the environment, else that of the platform running on `data`."""
-    given = os.environ.get("FORETHOUGHT_COORDINATOR_URL")
-    return given or data.running_url() or f"http://127.0.0.1:{DEFAULT_PORT}"
-
-
 class Client:
     """Every method raises `RequestFailed` on an error answer and `CliError` without one."""
 
-    def __init__(self, url: str, transport: httpx2.BaseTransport | None = None) -> None:
-        self.url = url.rstrip("/")
+    def __init__(
+        self, url: str, key: str | None, transport: httpx2.BaseTransport | None = None
+    ) -> None:
+        self.url, self.key = url.rstrip("/"), key
         # A local address; proxies of the environment are not meant for it.
         self._http = httpx2.Client(
-            base_url=self.url, timeout=30.0, trust_env=False, transport=transport
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=30.0,
+            trust_env=False,
+            transport=transport,
         )
 
     def close(self) -> None:
@@ -90,12 +87,11 @@ class Client:
         """A route's HTML."""
         return self._answer("GET", path).text
 
-    def rows(self, path: str, *, thoughts_key: str = "", **params: Any) -> Iterator[Object]:
+    def rows(self, path: str, **params: Any) -> Iterator[Object]:
         """All rows of a listed route, a page at a time."""
-        headers = {"Authorization": f"Bearer {thoughts_key}"} if thoughts_key else {}
         params |= {"limit": PAGE_ROWS}
         while True:
-            page = self._request("GET", path, params=params, headers=headers)
+            page = self._request("GET", path, params=params)
             yield from page["data"]
             if not page["has_more"]:
                 return
@@ -131,6 +127,21 @@ class Client:
     def prune(self, older_than_days: float, dry_run: bool) -> Object:
         body = {"older_than_days": older_than_days, "dry_run": dry_run}
         return self._request("POST", "/prune", json=body)
+
+    def create_key(self, name: str, scopes: Iterable[str], **limits: int | None) -> Object:
+        """The new key's row, with the key itself as its `key`."""
+        return self._request("POST", "/keys", json={"name": name, "scopes": [*scopes], **limits})
+
+    def revoke_key(self, key_id: str) -> Object:
+        return self._request("POST", f"/keys/{key_id}/revoke")
+
+    def has_live_key(self) -> bool:
+        """Whether the platform takes this client's key, for whatever it is."""
+        try:
+            self._request("GET", "/v1/models")
+        except RequestFailed as error:
+            return error.status != 401
+        return True
 
     def dataset(self, name: str) -> Object | None:
         return self._find(f"/datasets/{name}")

@@ -3,6 +3,7 @@
 pg/       the database          models/   weights and checkpoints
 logs/     a file a process      data/     files that POST /datasets may read
 lock      held while it runs    stack.json  where the running platform listens
+key       an API key of it, for this user's commands
 """
 
 import fcntl
@@ -39,6 +40,27 @@ class DataDir:
     @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    @property
+    def key(self) -> Path:
+        return self.root / "key"
+
+    def read_key(self) -> str | None:
+        """The API key for commands on this machine; None before the platform has run here."""
+        try:
+            return self.key.read_text().strip() or None
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise CliError(f"the key in the data folder cannot be read: {error}") from None
+
+    def keep_key(self, key: str) -> None:
+        """For this user's eyes only."""
+        new = self.key.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        new.touch(mode=0o600)
+        new.write_text(key + "\n")
+        new.replace(self.key)
 
     @property
     def _lock(self) -> Path:

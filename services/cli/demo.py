@@ -34,7 +34,7 @@ def run(data: DataDir, console: Console) -> None:
     """
     started = time.monotonic()
     with platform(data, console) as url:
-        client = Client(url)
+        client = Client(url, data.read_key())
         prepare(client, console)
         config = yaml.safe_load((FOLDER / "demo.yaml").read_text())
         console.print(f"[bold]POST {url}/iterations[/] with configs/demo/demo.yaml")
@@ -42,7 +42,7 @@ def run(data: DataDir, console: Console) -> None:
         iterations = watch(client, run_id, console)
         show(iterations, console)
         model = promoted(client, iterations[-1])
-        chat(url, model, console)
+        chat(client, model, console)
     console.print(f"Done in {duration(time.monotonic() - started)}.")
 
 
@@ -106,8 +106,8 @@ def promoted(client: Client, last: Object) -> str:
     return str(model["ref"])
 
 
-def chat(url: str, model: str, console: Console) -> None:
-    client = ask.chat_client(url)
+def chat(platform: Client, model: str, console: Console) -> None:
+    client = ask.chat_client(platform.url, platform.key)
     with console.status(f"asking {model}") as status:
         answer = ask.ask(
             client,

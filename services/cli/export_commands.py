@@ -12,7 +12,8 @@ from typing import IO, Annotated
 import typer
 
 from services.cli import exports
-from services.cli.client import Client, Object, coordinator_url
+from services.cli.client import Client, Object
+from services.cli.connect import connect
 from services.cli.console import DataOption, out, readable_errors
 from services.cli.datadir import DEFAULT, DataDir
 from services.cli.errors import CliError
@@ -98,21 +99,18 @@ def preferences(
         bool,
         typer.Option(
             "--with-thoughts",
-            help="Whole outputs; needs FORETHOUGHT_THOUGHTS_KEY in the environment.",
+            help="Whole outputs; needs a key with the scope `thoughts`.",
         ),
     ] = False,
     data_dir: DataOption = DEFAULT,
 ) -> None:
     """The iteration's pairs as a Hugging Face preference dataset with its card."""
     with readable_errors():
-        key = os.environ.get("FORETHOUGHT_THOUGHTS_KEY", "") if with_thoughts else ""
-        if with_thoughts and not key:
-            raise CliError("with_thoughts: set FORETHOUGHT_THOUGHTS_KEY, which may read them")
         client, found = _find(iteration, data_dir)
         fmt = ThoughtFormat.model_validate(found["config"]["thought_format"])
         written = left_out = 0
         with _written(output / "preferences.jsonl") as file:
-            for pair in client.rows(f"/iterations/{iteration}/pairs", thoughts_key=key):
+            for pair in client.rows(f"/iterations/{iteration}/pairs"):
                 row = exports.preference(pair, fmt if with_thoughts else None)
                 if row is None:
                     left_out += 1
@@ -126,7 +124,7 @@ def preferences(
 
 
 def _find(iteration: str, data_dir: Path) -> tuple[Client, Object]:
-    client = Client(coordinator_url(DataDir(data_dir)))
+    client = connect(DataDir(data_dir))
     found = client.iteration(iteration)
     if found is None:
         raise CliError(f"no iteration {iteration}")

@@ -94,8 +94,8 @@ def preference(pair: Object, thinking: ThoughtFormat | None) -> Object | None:
         chosen, rejected = pair["chosen_output"], pair["rejected_output"]
         if chosen is None:
             raise CliError(
-                "with_thoughts: the coordinator shows no thoughts for this key; set "
-                "FORETHOUGHT_THOUGHTS_KEY to the one that it was started with"
+                "with_thoughts: the coordinator shows no thoughts to this key; set "
+                "FORETHOUGHT_API_KEY to one with the scope `thoughts`"
             )
     if not chosen or not rejected or chosen == rejected:
         return None

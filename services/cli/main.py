@@ -12,11 +12,21 @@ import typer
 import yaml
 from rich.table import Table
 
-from services.cli import ask, demo, doctor, export_commands, report, report_command, stack
-from services.cli.client import Client, coordinator_url
+from services.cli import (
+    ask,
+    demo,
+    doctor,
+    export_commands,
+    keys_commands,
+    report,
+    report_command,
+    stack,
+)
+from services.cli.connect import connect
 from services.cli.console import DataOption, err, out, plain, readable_errors
 from services.cli.datadir import DEFAULT, DataDir
 from services.cli.errors import CliError
+from services.cli.ports import LOOPBACK
 from services.cli.supervisor import Stopped, stoppable
 from services.cli.watch import watch
 
@@ -81,10 +91,16 @@ def _greet(platform: stack.Stack, options: stack.Options, seconds: float) -> Non
         f"[bold green]Forethought runs[/] at [bold]{platform.url}[/] (ready in {seconds:.1f} s)\n"
         f"  API description  {platform.url}/docs\n"
         f"  chat             {platform.url}/v1 (OpenAI's API)\n"
+        f"  API key          {_shown_key(platform, options)}\n"
         f"  data and logs    {options.data.root}\n"
         "In another terminal: forethought iterate -f config.yaml --watch\n"
         "Ctrl-C stops everything."
     )
+
+
+def _shown_key(platform: stack.Stack, options: stack.Options) -> str:
+    """Where others reach the platform, its output may be a log that they read."""
+    return platform.key if options.host == LOOPBACK else f"in {options.data.key}"
 
 
 @app.command("demo")
@@ -108,7 +124,7 @@ def iterate(
 ) -> None:
     """Start iterations from a config file."""
     with readable_errors():
-        client = Client(coordinator_url(DataDir(data_dir)))
+        client = connect(DataDir(data_dir))
         first = client.start_run(_read_config(file), key=str(uuid.uuid4()))
         out.print(f"run {first['run_id']}, first iteration {first['id']}")
         if first["baseline_run_id"]:
@@ -135,6 +151,8 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 app.command("report")(report_command.report)
 app.add_typer(export_commands.app, name="export")
+app.add_typer(keys_commands.app, name="keys")
+app.command("audit")(keys_commands.audit)
 
 
 @app.command()
@@ -145,7 +163,8 @@ def chat(
 ) -> None:
     """Chat with the model that is served; its thoughts stay hidden."""
     with readable_errors():
-        client = ask.chat_client(coordinator_url(DataDir(data_dir)))
+        platform = connect(DataDir(data_dir))
+        client = ask.chat_client(platform.url, platform.key)
         name = model or ask.default_model(client)
         if message is not None:
             _answer(client, name, [{"role": "user", "content": message}])
@@ -190,7 +209,7 @@ def prune(
 ) -> None:
     """Delete completions and checkpoints that no named or promoted model was made from."""
     with readable_errors():
-        client = Client(coordinator_url(DataDir(data_dir)))
+        client = connect(DataDir(data_dir))
         found = client.prune(older_than, dry_run)
         out.print(
             f"{'would delete' if dry_run else 'deleting'}: "

@@ -7,7 +7,8 @@ import typer
 from rich.table import Table
 
 from services.cli import report as tables
-from services.cli.client import Client, Object, coordinator_url
+from services.cli.client import Object
+from services.cli.connect import connect
 from services.cli.console import DataOption, out, plain, readable_errors
 from services.cli.datadir import DEFAULT, DataDir
 from services.cli.errors import CliError
@@ -22,7 +23,7 @@ def report(
 ) -> None:
     """Show the report of an iteration, or of a run beside its direct baseline."""
     with readable_errors():
-        client = Client(coordinator_url(DataDir(data_dir)))
+        client = connect(DataDir(data_dir))
         iteration = client.iteration(of)
         run = None if iteration else client.run_report(of)
         if iteration is None and run is None:

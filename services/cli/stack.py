@@ -1,6 +1,7 @@
 """What the platform consists of on one machine, and the environment its processes get."""
 
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import httpx2
 
+from services.cli.client import Client
 from services.cli.datadir import DataDir, run_dir
 from services.cli.ports import LOOPBACK, listen, listen_public, port_of, reserve
 from services.cli.postgres import Postgres
 from services.cli.supervisor import Service, Supervisor
 from services.cli.valkey import Valkey
+from shared.keys import EVERY_SCOPE
 
 DEFAULT_PORT = 8000
 JOB_SERVICES = ("generate", "judge", "train")
@@ -37,6 +40,8 @@ class Stack:
     url: str
     env: Mapping[str, str]
     """What its processes were started with, addresses included."""
+    key: str
+    """An API key with every scope, as it is kept in the data folder."""
 
 
 @contextmanager
@@ -62,8 +67,22 @@ def running(options: Options, say: Say, warn: Say) -> Iterator[Stack]:
         env = _environment(options.data, sockets, engines)
         _start(supervisor, env, options.data, run, sockets, say)
         url = env["FORETHOUGHT_COORDINATOR_URL"]
+        key = _ready_key(options.data, url, env["FORETHOUGHT_SERVICE_KEY"])
         options.data.announce(url)
-        yield Stack(supervisor, url, env)
+        yield Stack(supervisor, url, env, key)
+
+
+def _ready_key(data: DataDir, url: str, service_key: str) -> str:
+    """The data folder's; another where this database does not know it, or it was revoked."""
+    key = data.read_key()
+    if key is not None:
+        with closing(Client(url, key)) as client:
+            if client.has_live_key():
+                return key
+    with closing(Client(url, service_key)) as client:
+        made = str(client.create_key("local", sorted(EVERY_SCOPE))["key"])
+    data.keep_key(made)
+    return made
 
 
 def _start(
@@ -100,6 +119,8 @@ def _environment(
     root = data.root.absolute()
     urls = {f"FORETHOUGHT_{name.upper()}_URL": url_of(sock) for name, sock in sockets.items()}
     defaults = {
+        # Of this start: who asks a service without one of the stack's own is refused.
+        "FORETHOUGHT_SERVICE_KEY": secrets.token_urlsafe(32),
         "FORETHOUGHT_MODEL_STORE": str(root / "models"),
         "FORETHOUGHT_DATA_ROOT": str(root / "data"),
         "FORETHOUGHT_LOG_DIR": str(root / "logs"),

@@ -41,7 +41,8 @@ class Services:
     @cache
     def from_settings(cls) -> "Services":
         s = get_settings()
-        return cls(*(ServiceClient(url) for url in (s.generate_url, s.judge_url, s.train_url)))
+        key = s.service_key.get_secret_value() if s.service_key else ""
+        return cls(*(ServiceClient(url, key) for url in (s.generate_url, s.judge_url, s.train_url)))
 
     def for_job(self, kind: JobKind) -> ServiceClient:
         match kind:

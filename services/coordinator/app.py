@@ -1,10 +1,12 @@
-"""The coordinator: iterations, datasets, models by way of train, and the public chat."""
+"""The coordinator: iterations, datasets, models by way of train, keys, and the public chat."""
 
 from services.coordinator import (
     answers,
+    audit_route,
     datasets,
     event_stream,
     iterations,
+    keys,
     manifest,
     models,
     prune,
@@ -25,6 +27,8 @@ app = create_app(
     datasets.router,
     models.router,
     prune.router,
+    keys.router,
+    audit_route.router,
     chat.router,
     lifespan=chat.lifespan,
 )

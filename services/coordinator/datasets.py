@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
 from services.coordinator.hub import HubDataset, commit_of, read_hub
+from shared import audit
 from shared.checks import Check
 from shared.db import SessionDep, transaction
 from shared.errors import Conflict, InvalidRequest, NotFound, TooLarge
@@ -202,6 +203,7 @@ def create(session: Session, name: str, source: str, lines: Iterable[PromptLine]
     if position == 0:
         raise InvalidRequest("file: the dataset has no prompts", param="file", code="empty_dataset")
     dataset.sha256 = digest.hexdigest()
+    audit.record(session, "dataset.create", name, prompts=position)
     session.flush()
     return dataset
 

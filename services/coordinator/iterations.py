@@ -16,7 +16,7 @@ from services.coordinator.pipeline import STAGES
 from services.coordinator.progress import IterationProgress, progress_of
 from services.coordinator.start import start_run
 from services.coordinator.state import job_id
-from shared import log
+from shared import audit, log
 from shared.db import SessionDep
 from shared.errors import Conflict, NotFound
 from shared.idempotency import OnceDep
@@ -96,7 +96,9 @@ def create(
     `Idempotency-Key`. With `baseline` a second run starts, `baseline_run_id` in the answer."""
 
     def start() -> IterationRead:
-        return read(session, start_run(session, request)[0])
+        first = start_run(session, request)[0]
+        audit.record(session, "iteration.create", first.id, run=str(first.run_id))
+        return read(session, first)
 
     created = once(request, start, IterationRead)
     response.headers["Location"] = f"/iterations/{created.id}"
@@ -144,6 +146,8 @@ def cancel(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
     for row in rest:
         row.status, row.finished_at = Status.cancelled, datetime.now(UTC)
         events.record(session, row.id, "status", "cancelled")
+    if rest:
+        audit.record(session, "iteration.cancel", iteration_id, cancelled=len(rest))
     session.flush()
     return read(session, first)
 
@@ -183,6 +187,7 @@ def resume(
     if row.pairing is not None and row.pairing["kept"] == 0:
         row.pairing = None
     events.record(session, row.id, "status", "resumed", **changed)
+    audit.record(session, "iteration.resume", iteration_id)
     session.flush()
     return read(session, row)
 

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from services.coordinator import events
 from services.coordinator.advance import Services
 from services.coordinator.state import job_id
+from shared import audit
 from shared.db import SessionDep, transaction
 from shared.errors import PlatformError
 from shared.jobs import UNFINISHED
@@ -62,6 +63,8 @@ def prune(request: PruneRequest, session: SessionDep) -> PruneRead:
         found = _count(session, ids, request.dry_run)
         if request.dry_run:
             marking.rollback()
+    if ids and not request.dry_run:
+        audit.record(session, "prune", f"{len(ids)} iterations", **found.model_dump())
     return found
 
 

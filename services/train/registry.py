@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from shared import jobs
+from shared import audit, jobs
 from shared.broker import send_after_commit
 from shared.db import SessionDep, notify
 from shared.errors import Conflict, NotFound
@@ -112,6 +112,7 @@ def _register(session: Session, request: ModelRegistration) -> ModelRead:
     )
     session.add(model)
     session.flush()
+    audit.record(session, "model.register", ref(model), id=str(model_id), source=request.source)
     send_after_commit(session, job.kind, job.id)
     return read_model(session, model)
 
@@ -155,6 +156,7 @@ def promote(reference: str, session: SessionDep, promotion: Promotion | None = N
     model.promoted_at = datetime.now(UTC)
     if promotion.thought_budgets is not None:
         model.thought_budgets = dict(promotion.thought_budgets.items())
+    audit.record(session, "model.promote", ref(model), id=str(model.id))
     notify(session, f"promoted {model.id}")
     session.flush()
     return read_model(session, model)

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shared.formats import GENERIC
+from tests.access import bearer
 from tests.bench import chat_vllm, load
 from tests.bench.chat_servers import (
     ROOT,
@@ -39,9 +40,9 @@ TOKEN_SECONDS = 0.004
 """Five tokens an event: an event every 20 ms, as of a model that writes 50 tokens a second."""
 
 
-def chat(url: str, model: str, *, stream: bool) -> load.Request:
-    body = {"model": model, "messages": [QUESTION], "stream": stream}
-    return lambda http: _answer(http, f"{url}/v1/chat/completions", body)
+def chat(url: str, key: str, *, stream: bool) -> load.Request:
+    body = {"model": "bench", "messages": [QUESTION], "stream": stream}
+    return lambda http: _answer(http, f"{url}/v1/chat/completions", body, key)
 
 
 def direct(engine_url: str) -> load.Request:
@@ -61,8 +62,10 @@ def direct(engine_url: str) -> load.Request:
     return request
 
 
-async def _answer(http: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> None:
-    async with http.post(url, json=body) as response:
+async def _answer(
+    http: aiohttp.ClientSession, url: str, body: dict[str, Any], key: str = ""
+) -> None:
+    async with http.post(url, json=body, headers=bearer(key)) as response:
         answer = await response.read()
         assert response.status == 200, answer
         assert answer.count(b"word") == 32, answer
@@ -80,9 +83,12 @@ def added(folder: Path, console: Console, rounds: int, seconds: float) -> None:
     for token_seconds, concurrencies in ((0.0, (1,)), (TOKEN_SECONDS, (1, 16, 64))):
         with (
             scripted_engine(tiny, SCRIPT, token_seconds) as engine_url,
-            forethought(folder / f"data-{token_seconds}", tiny, engine_url) as url,
+            forethought(folder / f"data-{token_seconds}", tiny, engine_url) as stack,
         ):
-            sides = {"engine": direct(engine_url), "gateway": chat(url, "bench", stream=True)}
+            sides = {
+                "engine": direct(engine_url),
+                "gateway": chat(stack.url, stack.key, stream=True),
+            }
             for clients in concurrencies:
                 pause = PAUSE_SECONDS if token_seconds else 0.0
                 results = in_turns(sides, clients, rounds, seconds, pause)
@@ -111,12 +117,12 @@ def beside_litellm(folder: Path, console: Console, rounds: int, seconds: float) 
     with (
         scripted_engine(tiny, SCRIPT, 0) as engine_url,
         litellm(venv, folder, engine_url) as rival,
-        forethought(folder / "data", tiny, engine_url) as url,
+        forethought(folder / "data", tiny, engine_url) as stack,
     ):
         for stream in (False, True):
             sides = {
-                "litellm": chat(rival, "bench", stream=stream),
-                "ours": chat(url, "bench", stream=stream),
+                "litellm": chat(rival, "", stream=stream),
+                "ours": chat(stack.url, stack.key, stream=stream),
             }
             results = in_turns(sides, 32, rounds, seconds)
             rate = {s: statistics.median(r.per_second for r in results[s]) for s in sides}

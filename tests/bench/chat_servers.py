@@ -16,7 +16,8 @@ from services.cli.client import Client
 from services.cli.datadir import DataDir
 from services.cli.ports import listen, port_of
 from services.cli.processes import spawn
-from services.cli.stack import Options, running, url_of
+from services.cli.stack import Options, Stack, running, url_of
+from tests.access import bearer
 from tests.waiting import until
 
 LITELLM = "litellm[proxy]==1.106.2"
@@ -37,41 +38,44 @@ def scripted_engine(model: Path, script: Mapping[str, Any], token_seconds: float
 
 
 @contextmanager
-def forethought(folder: Path, model: Path, engine_url: str) -> Iterator[str]:
-    """Address of a whole platform, whose chat serves `bench` from this engine."""
+def forethought(folder: Path, model: Path, engine_url: str) -> Iterator[Stack]:
+    """A whole platform, whose chat serves `bench` from this engine."""
     os.environ["FORETHOUGHT_INFERENCE_ENGINE_URL"] = engine_url
     os.environ["FORETHOUGHT_WORKER_ENGINE_URL"] = engine_url
     os.environ["FORETHOUGHT_MAX_CHAT_IN_FLIGHT"] = "1000"
     with running(Options(DataDir(folder)), lambda _: None, print) as stack:
-        client = Client(stack.url)
-        body = {"name": "bench", "source": str(model), "thought_format": "generic"}
-        httpx2.post(f"{stack.url}/models", json=body).raise_for_status()
-        client.wait_for_model("bench")
-        client.promote("bench")
-        models = f"{stack.url}/v1/models"
-        until(lambda: httpx2.get(models).json()["data"], "the model is served", START_SECONDS)
-        yield stack.url
+        _serve(stack, "bench", str(model))
+        yield stack
 
 
 @contextmanager
-def real_vllm(folder: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Addresses of a platform that serves the bundled model on vLLM, and of that vLLM."""
+def real_vllm(folder: Path, name: str) -> Iterator[tuple[Stack, str]]:
+    """A platform that serves the bundled model on vLLM, and the address of that vLLM."""
     for variable in ("INFERENCE_ENGINE_URL", "WORKER_ENGINE_URL"):
         os.environ.pop(f"FORETHOUGHT_{variable}", None)
     os.environ["FORETHOUGHT_MAX_MODEL_LEN"] = "1024"
     with running(Options(DataDir(folder)), lambda _: None, print) as stack:
-        client = Client(stack.url)
-        body = {"name": name, "source": "bundled", "thought_format": "generic"}
-        httpx2.post(f"{stack.url}/models", json=body).raise_for_status()
-        client.wait_for_model(name)
-        client.promote(name)
-        models = f"{stack.url}/v1/models"
-        until(lambda: httpx2.get(models).json()["data"], "the model is served", START_SECONDS)
+        _serve(stack, name, "bundled")
         database = stack.env["FORETHOUGHT_DATABASE_URL"].replace("+psycopg", "")
         with psycopg.connect(database) as connection:
             row = connection.execute("SELECT engine_url FROM serving").fetchone()
         assert row is not None
-        yield stack.url, str(row[0])
+        yield stack, str(row[0])
+
+
+def _serve(stack: Stack, name: str, source: str) -> None:
+    """Have chat serve a model that thinks in the generic format."""
+    client, headers = Client(stack.url, stack.key), bearer(stack.key)
+    body = {"name": name, "source": source, "thought_format": "generic"}
+    httpx2.post(f"{stack.url}/models", json=body, headers=headers).raise_for_status()
+    client.wait_for_model(name)
+    client.promote(name)
+
+    def served() -> bool:
+        models = httpx2.get(f"{stack.url}/v1/models", headers=headers)
+        return bool(models.json()["data"])
+
+    until(served, "the model is served", START_SECONDS)
 
 
 def prefix_cache(engine_url: str) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from services.cli.stack import Stack
 from shared.formats import GENERIC
 from shared.generation import respond_seed
 from tests.bench.chat_servers import prefix_cache, real_vllm
@@ -32,12 +33,12 @@ PHASE_TOKENS = 48
 def measure(folder: Path, console: Console, rounds: int, _: float) -> None:
     """Tokens per second of real vLLM: the gateway, the same two phases by hand, and one pass in
     which the thought is only filtered from the answer."""
-    with real_vllm(folder / "data", "thinker") as (url, engine_url):
+    with real_vllm(folder / "data", "thinker") as (stack, engine_url):
         before, marker = prefix_cache(engine_url), _marker(engine_url)
         sides: dict[str, Callable[[aiohttp.ClientSession, int], Awaitable[int]]] = {
             "one pass": partial(one_pass, engine_url),
             "two phases": partial(two_phases, engine_url, marker),
-            "gateway": partial(through, url),
+            "gateway": partial(through, stack),
         }
         rates: dict[str, list[float]] = {side: [] for side in sides}
         for round_ in range(rounds + 1):  # the first one warms up
@@ -76,7 +77,7 @@ async def _tokens_per_second(ask: Ask, round_: int) -> float:
         return sum(tokens) / (time.perf_counter() - began)
 
 
-async def through(url: str, http: aiohttp.ClientSession, seed: int) -> int:
+async def through(stack: Stack, http: aiohttp.ClientSession, seed: int) -> int:
     # Neither side may end early, or the tokens of a round would differ.
     body = {
         "model": "thinker",
@@ -86,7 +87,7 @@ async def through(url: str, http: aiohttp.ClientSession, seed: int) -> int:
         "max_completion_tokens": 2 * PHASE_TOKENS,
         "logit_bias": NO_END,
     }
-    answer = await post(http, f"{url}/v1/chat/completions", body)
+    answer = await post(http, f"{stack.url}/v1/chat/completions", body, stack.key)
     return int(answer["usage"]["completion_tokens"])
 
 

@@ -23,9 +23,10 @@ from rich.table import Table
 
 from services.cli.client import Client
 from services.cli.datadir import DataDir
-from services.cli.stack import Options, running
+from services.cli.stack import Options, Stack, running
 from shared.formats import FORMATS
 from shared.settings import get_settings
+from tests.access import bearer
 from workers.engine_process import engine_flags, environment
 from workers.generate import seed_of
 from workers.prompts import ShardPrompt
@@ -54,8 +55,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="forethought-bench-") as folder:
         options = Options(DataDir(Path(folder)))
         with running(options, console.print, console.print) as stack:
-            model = _register(stack.url, args.model)
-            platform = Platform(stack.env["FORETHOUGHT_GENERATE_URL"], args)
+            model = _register(stack, args.model)
+            platform = Platform(stack, args)
             console.print("starting the platform's engine")
             platform.run(_texts(-1, 2))
             folder = _folder_of(stack.env, model)
@@ -88,8 +89,8 @@ def _texts(round_: int, count: int) -> list[str]:
     return [json.loads(line)["text"] for line in lines[start : start + count]]
 
 
-def _register(url: str, source: str) -> str:
-    client = Client(url)
+def _register(stack: Stack, source: str) -> str:
+    client = Client(stack.url, stack.key)
     client.register_model("bench", source)
     return str(client.wait_for_model("bench")["id"])
 
@@ -102,8 +103,13 @@ def _folder_of(env: Any, model: str) -> str:
 
 
 class Platform:
-    def __init__(self, url: str, args: argparse.Namespace) -> None:
-        self._http = httpx2.Client(base_url=url, timeout=60, trust_env=False)
+    def __init__(self, stack: Stack, args: argparse.Namespace) -> None:
+        self._http = httpx2.Client(
+            base_url=stack.env["FORETHOUGHT_GENERATE_URL"],
+            headers=bearer(stack.key),
+            timeout=60,
+            trust_env=False,
+        )
         self._args = args
 
     def run(self, texts: list[str]) -> dict[str, float]:

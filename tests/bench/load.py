@@ -12,6 +12,8 @@ import aiohttp
 import orjson
 import uvloop
 
+from tests.access import bearer
+
 Request = Callable[[aiohttp.ClientSession], Awaitable[None]]
 """One request to its end; raises where it is not answered as it should be."""
 
@@ -71,8 +73,8 @@ async def _run(
     return Load(time.perf_counter() - begun, latencies, errors)
 
 
-async def post(http: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Any:
+async def post(http: aiohttp.ClientSession, url: str, body: dict[str, Any], key: str = "") -> Any:
     """The JSON answer to a JSON body."""
-    async with http.post(url, json=body) as response:
+    async with http.post(url, json=body, headers=bearer(key)) as response:
         assert response.status == 200
         return orjson.loads(await response.read())

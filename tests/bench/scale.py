@@ -91,7 +91,7 @@ def measure(prompts: int, samples: int, tokens: int, console: Console) -> Measur
             os.environ["FORETHOUGHT_INFERENCE_ENGINE_URL"] = url
             options = Options(DataDir(folder / "data"))
             with running(options, lambda _: None, console.print) as stack:
-                client = Client(stack.url)
+                client = Client(stack.url, stack.key)
                 client.register_model("tiny", str(tiny))
                 client.wait_for_model("tiny")
                 client.upload_dataset("scale", _dataset(folder, prompts))

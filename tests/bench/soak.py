@@ -18,6 +18,7 @@ import aiohttp
 import psutil
 from rich.console import Console
 
+from services.cli.stack import Stack
 from tests.bench import load
 from tests.bench.chat import SCRIPT, chat
 from tests.bench.chat_servers import forethought, scripted_engine
@@ -36,8 +37,8 @@ class Sample:
     descriptors: int
 
 
-def requests(url: str) -> load.Request:
-    whole, streamed = (chat(url, "bench", stream=stream) for stream in (False, True))
+def requests(stack: Stack) -> load.Request:
+    whole, streamed = (chat(stack.url, stack.key, stream=stream) for stream in (False, True))
 
     async def request(http: aiohttp.ClientSession) -> None:
         if random.random() < 0.1:
@@ -69,14 +70,14 @@ def main() -> None:
         tiny = tiny_model.write(folder / "tiny")
         with (
             scripted_engine(tiny, SCRIPT, TOKEN_SECONDS) as engine_url,
-            forethought(folder / "data", tiny, engine_url) as url,
+            forethought(folder / "data", tiny, engine_url) as stack,
         ):
             process = _coordinator()
             idle = process.num_fds()
             watcher = threading.Thread(target=watch, args=(process, samples, stop))
             watcher.start()
             done = load.run(
-                requests(url), clients=CLIENTS, seconds=args.seconds, pause=PAUSE_SECONDS
+                requests(stack), clients=CLIENTS, seconds=args.seconds, pause=PAUSE_SECONDS
             )
             stop.set()
             watcher.join()

@@ -21,6 +21,7 @@ from services.cli.errors import CliError
 from services.cli.postgres import Postgres
 from services.cli.valkey import Valkey
 from tests import scripted_engine
+from tests.access import bearer
 from tests.chaos.points import Order, Passage, give, role
 from tests.data_servers import DataServer, serving
 from tests.engine_scripts import some_good_some_bad
@@ -91,13 +92,17 @@ class ChaosPlatform:
 
     def status(self) -> int:
         """With which the coordinator answers."""
-        return httpx2.get(f"{self.client.url}/iterations", timeout=30).status_code
+        return self._get("/iterations").status_code
 
     def manifest(self, iteration_id: str) -> Object:
-        answer = httpx2.get(f"{self.client.url}/iterations/{iteration_id}/manifest", timeout=30)
+        answer = self._get(f"/iterations/{iteration_id}/manifest")
         answer.raise_for_status()
         manifest: Object = answer.json()
         return manifest
+
+    def _get(self, path: str) -> httpx2.Response:
+        headers = bearer(self.client.key)
+        return httpx2.get(f"{self.client.url}{path}", headers=headers, timeout=30)
 
     def sampled(self) -> int:
         """Outputs that the engines were asked for since `forget`."""
@@ -227,7 +232,7 @@ def chaos_platform(
         database = stack.enter_context(serving(postgres.service(), servers, "-c", "fsync=off"))
         broker = stack.enter_context(serving(valkey.service(), servers))
         url = stack.enter_context(_up(data, env))
-        client = stack.enter_context(closing(Client(url)))
+        client = stack.enter_context(closing(Client(url, data.read_key())))
         platform = ChaosPlatform(
             folder=orders,
             client=client,

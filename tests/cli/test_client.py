@@ -13,7 +13,7 @@ from services.cli.main import app
 
 
 def client(handler: Callable[[httpx2.Request], httpx2.Response]) -> Client:
-    return Client("http://test", transport=httpx2.MockTransport(handler))
+    return Client("http://test", "a-key", transport=httpx2.MockTransport(handler))
 
 
 def envelope(status: int, message: str, param: str | None = None) -> httpx2.Response:
@@ -77,7 +77,7 @@ def test_pruning_says_what_it_would_delete(monkeypatch: pytest.MonkeyPatch) -> N
         found = {"iterations": 2, "completions": 72, "checkpoints": 3, "bytes": 3 * 2**20}
         return httpx2.Response(200, json=found)
 
-    monkeypatch.setattr("services.cli.main.Client", lambda url: client(answer))
+    monkeypatch.setattr("services.cli.main.connect", lambda _: client(answer))
     for more, words in (["--dry-run"], "would delete"), ([], "deleting"):
         result = CliRunner().invoke(app, ["prune", "--older-than", "30", *more])
         assert result.output == (

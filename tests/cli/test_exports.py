@@ -1,6 +1,7 @@
 """`forethought report` and `export` against the real routes and rows."""
 
 import json
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -8,25 +9,23 @@ from typing import Any
 import httpx2
 import pytest
 import yaml
-from fastapi.testclient import TestClient
 from sqlalchemy import Engine, select, update
 from typer.testing import CliRunner
 
 from services.cli import client as cli_client
 from services.cli import exports
 from services.cli.client import Client
+from services.cli.datadir import DataDir
 from services.cli.main import app
 from services.coordinator.app import app as coordinator
 from services.coordinator.report import build
 from services.train.app import app as train
 from shared.db import transaction
 from shared.formats import SPECIFIC
-from shared.models import Completion, Iteration
-from shared.settings import get_settings
-from tests import factories
+from shared.models import Completion, Iteration, Scope
+from tests import access, factories
 from tests.evaluated_runs import BROKEN, Out, evaluated, running, succeeded, trained
 
-KEY = "key-that-may-read-thoughts"
 SECRET = "hm"
 """What the thoughts of these outputs are."""
 TRAINING = [
@@ -44,7 +43,7 @@ CHOSEN = [
 @pytest.fixture
 def iteration(clean_database: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> uuid.UUID:
     """Of one that has succeeded, with the command line pointed at its coordinator."""
-    apps = [TestClient(coordinator), TestClient(train)]
+    apps = [access.client(coordinator), access.client(train)]
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         # Models are the train service's; the coordinator would ask it over the network.
@@ -53,11 +52,13 @@ def iteration(clean_database: Engine, redis_url: str, monkeypatch: pytest.Monkey
         found = app.request(request.method, path, headers=dict(request.headers))
         return httpx2.Response(found.status_code, content=found.content, request=request)
 
-    def connected(url: str) -> Client:
-        return Client("http://testserver", transport=httpx2.MockTransport(answer))
+    def connected(_: DataDir) -> Client:
+        key = os.environ["FORETHOUGHT_API_KEY"]
+        return Client("http://testserver", key, transport=httpx2.MockTransport(answer))
 
+    monkeypatch.setenv("FORETHOUGHT_API_KEY", access.SERVICE_KEY)
     for module in ("report_command", "export_commands"):
-        monkeypatch.setattr(f"services.cli.{module}.Client", connected)
+        monkeypatch.setattr(f"services.cli.{module}.connect", connected)
     monkeypatch.setattr(cli_client, "PAGE_ROWS", 2)
     with transaction() as session:
         seed, dataset = factories.model(session), factories.dataset(session, 2, 3)
@@ -146,18 +147,14 @@ def test_with_thoughts_they_are_what_was_trained_on(
     iteration: uuid.UUID, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export = ("export", "preferences", iteration, "-o", tmp_path, "--with-thoughts")
-    assert "FORETHOUGHT_THOUGHTS_KEY" in run(*export, code=1)
-    monkeypatch.setenv("FORETHOUGHT_THOUGHTS_KEY", KEY)
-    get_settings.cache_clear()
+    monkeypatch.setenv("FORETHOUGHT_API_KEY", access.made_key(Scope.iterate, Scope.thoughts))
     run(*export)
     first, second = lines(tmp_path / "preferences.jsonl")
     assert first["prompt"][0]["content"] == SPECIFIC.prompt("Prompt 0?")
     assert first["chosen"][0]["content"] == f'{SECRET} <R> Best "one"\nof two'
     assert second["rejected_score"] is None
-    monkeypatch.setenv("FORETHOUGHT_THOUGHTS_KEY", "another")
+    monkeypatch.setenv("FORETHOUGHT_API_KEY", access.made_key(Scope.iterate))
     assert "shows no thoughts" in run(*export, code=1)
-    monkeypatch.delenv("FORETHOUGHT_THOUGHTS_KEY")
-    get_settings.cache_clear()
     assert len(lines(tmp_path / "preferences.jsonl")) == 2, "a failed export left the last one"
 
 

@@ -1,5 +1,6 @@
 """The whole platform on this machine, as `forethought up` runs it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from services.cli.datadir import DataDir
 from services.cli.ports import listen, port_of
+from tests.access import bearer
 from tests.waiting import PATIENCE_SECONDS, until
 
 pytestmark = pytest.mark.slow
@@ -42,8 +44,19 @@ def test_it_starts_once_serves_and_stops_without_a_trace(
     assert url is not None
     assert httpx2.get(f"{url}/readyz").json()["broker"] == "ok"
     (data.files / "mine.jsonl").write_text('{"text": "Name a river."}')
-    made = httpx2.post(f"{url}/datasets", json={"name": "mine", "path": "mine.jsonl"})
+    assert data.key.stat().st_mode & 0o777 == 0o600
+    key, body = data.read_key(), {"name": "mine", "path": "mine.jsonl"}
+    assert httpx2.post(f"{url}/datasets", json=body).status_code == 401
+    made = httpx2.post(f"{url}/datasets", json=body, headers=bearer(key))
     assert made.status_code == 201, made.text
+    command = [sys.executable, "-m", "services.cli", "keys", "create", "other", "--scope", "chat"]
+    env = {k: v for k, v in os.environ.items() if k != "FORETHOUGHT_SERVICE_KEY"}
+    other = subprocess.run(
+        [*command, "--data-dir", str(data.root)], capture_output=True, text=True, env=env
+    )
+    models = httpx2.get(f"{url}/v1/models", headers=bearer(other.stdout.strip()))
+    assert models.status_code == 200, other.stderr
+    assert (key or "") not in "".join(log.read_text() for log in data.logs.iterdir())
 
     again = subprocess.run([*UP, "--data-dir", str(data.root)], capture_output=True, text=True)
     assert again.returncode == 1

@@ -103,7 +103,7 @@ def test_watching_shows_progress_until_the_end(
     monkeypatch.setattr(watch, "POLL_SECONDS", 0)
     transport = httpx2.MockTransport(lambda _: httpx2.Response(200, json={"data": next(looks)}))
     console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
-    ended = watch.watch(Client("http://test", transport), "run", console)
+    ended = watch.watch(Client("http://test", None, transport), "run", console)
     assert [i["status"] for i in ended] == ["succeeded", "failed"]
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()

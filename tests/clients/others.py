@@ -1,6 +1,6 @@
 """Chat through LangChain and LiteLLM, in their own environment; prints what they make of it.
 
-.venv-clients/bin/python tests/clients/others.py URL
+.venv-clients/bin/python tests/clients/others.py URL KEY
 """
 
 import json
@@ -15,13 +15,13 @@ from langchain_openai import ChatOpenAI
 QUESTION = "Name a fruit."
 
 
-def main(url: str) -> None:
-    print(json.dumps({"langchain": langchain(url), "litellm": through_litellm(url)}))
+def main(url: str, key: str) -> None:
+    print(json.dumps({"langchain": langchain(url, key), "litellm": through_litellm(url, key)}))
 
 
-def langchain(url: str) -> dict[str, object]:
+def langchain(url: str, key: str) -> dict[str, object]:
     chat = ChatOpenAI(
-        model="thinker", base_url=url, api_key="none", seed=1, max_tokens=48, stream_usage=True
+        model="thinker", base_url=url, api_key=key, seed=1, max_tokens=48, stream_usage=True
     )
     whole = chat.invoke(QUESTION)
     pieces = list(chat.stream(QUESTION))
@@ -33,11 +33,11 @@ def langchain(url: str) -> dict[str, object]:
     }
 
 
-def through_litellm(url: str) -> dict[str, object]:
+def through_litellm(url: str, key: str) -> dict[str, object]:
     request = {
         "model": "openai/thinker",
         "api_base": url,
-        "api_key": "none",
+        "api_key": key,
         "messages": [{"role": "user", "content": QUESTION}],
         "seed": 1,
         "max_tokens": 48,
@@ -53,4 +53,4 @@ def through_litellm(url: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

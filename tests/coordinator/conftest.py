@@ -1,10 +1,16 @@
+from collections.abc import Iterator
+
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
+from services.coordinator.advance import Services
 from services.coordinator.app import app
+from services.train.app import app as train
+from shared.client import ServiceClient
 from shared.db import transaction
-from tests import factories
+from tests import access, factories
+from tests.scripted_engine import serving
 
 
 @pytest.fixture
@@ -13,4 +19,17 @@ def client(clean_database: Engine, redis_url: str) -> TestClient:
     with transaction() as session:
         factories.model(session)
         factories.dataset(session, train=6, validation=2)
-    return TestClient(app, raise_server_exceptions=False)
+    return access.client(app)
+
+
+@pytest.fixture
+def train_service(
+    engine: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """One that runs, for the coordinator's routes of models."""
+    with serving(train) as url:
+        there = ServiceClient(url, access.SERVICE_KEY)
+        services = Services(generate=there, judge=there, train=there)
+        monkeypatch.setattr(Services, "from_settings", lambda: services)
+        yield
+        there._http.close()

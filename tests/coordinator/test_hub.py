@@ -17,6 +17,7 @@ from services.coordinator.app import app
 from services.coordinator.hub import HubDataset, commit_of, read_hub
 from shared.db import get_engine
 from shared.errors import InvalidRequest
+from tests import access
 
 ROWS = [{"prompt": f"Question {n}?", "topic": "sums"} for n in range(10)]
 COMMIT = "c0ffee" * 6 + "c0de"
@@ -105,7 +106,7 @@ BODY = {"name": "hub", "hf": {"id": "a/b", "validation_rows": 2}}
 
 @pytest.fixture
 def client(clean_database: Engine, redis_url: str) -> TestClient:
-    return TestClient(app, raise_server_exceptions=False)
+    return access.client(app)
 
 
 def test_a_dataset_keeps_where_it_came_from(client: TestClient, hub: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ def test_a_training_is_asked_for_once_its_pairs_are_in_the_record(
         raise KeyboardInterrupt("the loop is killed")
 
     monkeypatch.setattr(ServiceClient, "put", put)
-    nobody = ServiceClient("http://127.0.0.1:1")
+    nobody = ServiceClient("http://127.0.0.1:1", "")
     with pytest.raises(KeyboardInterrupt):
         tick(Services(generate=nobody, judge=nobody, train=nobody))
     assert seen == [("train", 2)]

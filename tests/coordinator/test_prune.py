@@ -21,7 +21,7 @@ from shared.db import transaction
 from shared.model_store import training_folder
 from shared.models import Completion, Iteration, Job, JobKind, Model, Status
 from shared.settings import Settings
-from tests import factories
+from tests import access, factories
 from tests.past_runs import checkpoint, files, past_run, samples
 from tests.scripted_engine import serving
 from workers import prune as stage
@@ -34,14 +34,17 @@ NOTHING = {"iterations": 0, "completions": 0, "checkpoints": 0, "bytes": 0}
 def client(clean_database: Engine, redis_url: str) -> Iterator[TestClient]:
     with transaction() as session:
         factories.model(session)
-    yield TestClient(app, raise_server_exceptions=False)
+    yield access.client(app)
     shutil.rmtree(training_folder(uuid.uuid4()).parent, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def services(engine: Engine, redis_url: str) -> Iterator[Services]:
     with serving(train) as url:
-        away, there = ServiceClient("http://127.0.0.1:1"), ServiceClient(url)
+        away, there = (
+            ServiceClient("http://127.0.0.1:1", ""),
+            ServiceClient(url, access.SERVICE_KEY),
+        )
         yield Services(generate=away, judge=away, train=there)
         there._http.close()
 
@@ -149,7 +152,7 @@ def test_a_pruned_iteration_says_so(client: TestClient, services: Services) -> N
     assert [event["message"] for event in events] == ["pruned"]
 
     gone = checkpoint(made, 1)
-    models = TestClient(train, raise_server_exceptions=False)
+    models = access.client(train)
     assert models.get(f"/models/{gone}").json()["status"] == "pruned"
     assert models.get(f"/models/{checkpoint(made, 2)}").json()["status"] == "ready"
     body = {"name": "n", "base_model": str(gone), "dataset": "prompts"}
@@ -184,7 +187,7 @@ def test_the_loop_sends_what_is_marked_once_and_does_not_cancel_it(
 def test_a_service_that_is_away_is_asked_again(client: TestClient, services: Services) -> None:
     ended(FAILED)
     post(client)
-    away = ServiceClient("http://127.0.0.1:1")
+    away = ServiceClient("http://127.0.0.1:1", "")
     tick(Services(generate=away, judge=away, train=away))
     assert prune_jobs() == []
     tick(services)
@@ -193,7 +196,7 @@ def test_a_service_that_is_away_is_asked_again(client: TestClient, services: Ser
 
 def test_nothing_is_deleted_of_an_iteration_that_is_not_marked(client: TestClient) -> None:
     [failed] = ended(FAILED)
-    service = TestClient(train, raise_server_exceptions=False)
+    service = access.client(train)
     url = f"/prune/{job_id(failed, 'prune')}"
     assert service.put(url, json={"iteration_id": str(failed)}).status_code == 409
     assert service.put(url, json={"iteration_id": str(uuid.uuid4())}).status_code == 404

@@ -149,6 +149,17 @@ def test_services_are_where_the_settings_say(containers: dict[str, Object]) -> N
 
 
 @EACH
+def test_who_asks_services_is_given_the_service_key(
+    containers: dict[str, Object],
+) -> None:
+    for found in containers.values():
+        given = environment(found).keys() | {v["name"] for v in found.get("env", [])}
+        assert ("FORETHOUGHT_SERVICE_KEY" in given) == module(found).startswith(
+            ("services.", "shared.migrate")
+        )
+
+
+@EACH
 def test_the_coordinator_finds_the_engine(containers: dict[str, Object]) -> None:
     (name,) = (n for n, found in containers.items() if module(found) == "workers.inference")
     settings = environment(containers[name])
@@ -186,7 +197,8 @@ def test_there_is_no_password_to_begin_with() -> None:
     given = {s.get("environment", {}).get(n) for s in compose()["services"].values()
              for n in ("PGPASSWORD", "POSTGRES_PASSWORD")}  # fmt: skip
     assert given - {None} == {"${POSTGRES_PASSWORD:?run `make env`}"}
-    assert "\nPOSTGRES_PASSWORD=\n" in (ROOT / ".env.example").read_text()
+    for secret in ("POSTGRES_PASSWORD", "FORETHOUGHT_SERVICE_KEY"):
+        assert f"\n{secret}=\n" in (ROOT / ".env.example").read_text()
     assert ".env\n" in (ROOT / ".gitignore").read_text()
 
 

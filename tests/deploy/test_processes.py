@@ -25,6 +25,7 @@ from services.cli.ports import port_of, reserve
 from services.cli.postgres import Postgres
 from services.cli.valkey import Valkey
 from tests import scripted_engine
+from tests.access import HEADERS, SERVICE_KEY
 from tests.data_servers import serving
 from tests.deploy.manifests import ROOT, compose, dockerfile
 from tests.engine_scripts import some_good_some_bad
@@ -37,6 +38,7 @@ SERVICES = ("generate", "judge", "train", "coordinator")
 REST = ("loop", "worker-cpu", "inference-cpu")
 LISTENERS = ("postgres:5432", "valkey:6379", *(f"{name}:8000" for name in SERVICES))
 STOP_SECONDS = 30.0
+SECRETS = {"POSTGRES_PASSWORD": "secret", "FORETHOUGHT_SERVICE_KEY": SERVICE_KEY}
 PROMPTS = [
     {"text": f"Say something, number {n}.", "checks": [{"kind": "words", "at_most": 3}]}
     for n in range(12)
@@ -84,7 +86,8 @@ class Composition:
         return {key: self._here(value) for key, value in {**of_image, **given}.items()} | here
 
     def _here(self, value: str) -> str:
-        value = re.sub(r"\$\{POSTGRES_PASSWORD:\?.*\}", "secret", value)
+        for name, secret in SECRETS.items():
+            value = re.sub(rf"\$\{{{name}:\?.*\}}", secret, value)
         for there, here in self._addresses.items():
             value = re.sub(rf"(?<=[/@]){there}\b", here, value)
         return value
@@ -135,7 +138,9 @@ def composed(folder: Path, tiny: Path, patch: pytest.MonkeyPatch) -> Iterator[Cl
             composition.start(name)
         for name in SERVICES:
             until(partial(composition.healthy, name), f"{name} is healthy", 90)
-        yield stack.enter_context(closing(Client(f"http://{addresses['coordinator:8000']}")))
+        yield stack.enter_context(
+            closing(Client(f"http://{addresses['coordinator:8000']}", SERVICE_KEY))
+        )
         # uvicorn gives itself the signal again once it has left.
         assert set(composition.stop().values()) <= {0, -signal.SIGTERM}
 
@@ -168,7 +173,7 @@ def test_it_runs_an_iteration_and_answers(tmp_path: Path, monkeypatch: pytest.Mo
         body = {"model": model["ref"], "messages": [{"role": "user", "content": "Well?"}]}
 
         def answer() -> httpx2.Response:
-            return httpx2.post(f"{client.url}/v1/chat/completions", json=body)
+            return httpx2.post(f"{client.url}/v1/chat/completions", json=body, headers=HEADERS)
 
         until(lambda: answer().status_code == 200, "the model is served", 60)
         assert answer().json()["choices"][0]["message"]["content"]

@@ -4,6 +4,7 @@ from typing import Any
 
 import httpx2
 
+from tests.access import HEADERS
 from tests.platform import Platform
 
 QUESTION: list[Any] = [{"role": "user", "content": "Name a fruit."}]
@@ -13,6 +14,7 @@ ASK: dict[str, Any] = {"model": "thinker", "messages": QUESTION, "seed": 1, "max
 def answers(real: Platform, model: str = "thinker") -> bool:
     """Whether the model is served yet."""
     body = ASK | {"model": model, "max_tokens": 2}
-    answer = httpx2.post(f"{real.stack.url}/v1/chat/completions", json=body, timeout=90)
+    url = f"{real.stack.url}/v1/chat/completions"
+    answer = httpx2.post(url, json=body, headers=HEADERS, timeout=90)
     assert answer.status_code in (200, 503), answer.text
     return answer.status_code == 200

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.access import HEADERS
 from tests.platform import FLOAT32, Platform, platform
 from tests.real.asking import answers
 from tests.waiting import until
@@ -33,9 +34,11 @@ def real(tmp_path_factory: pytest.TempPathFactory, bundled: Path) -> Iterator[Pl
     )
     with platform(folder / "data", max_model_len="1024", engine_args=FLOAT32) as started:
         body = {"name": "thinker", "source": str(model), "thought_format": "generic"}
-        httpx2.post(f"{started.stack.url}/models", json=body).raise_for_status()
+        models = f"{started.stack.url}/models"
+        httpx2.post(models, json=body, headers=HEADERS).raise_for_status()
         started.client.wait_for_model("thinker")
         budgets = {"thought_budgets": {"low": 6, "medium": 24}}
-        httpx2.post(f"{started.stack.url}/models/thinker/promote", json=budgets).raise_for_status()
+        promote = f"{models}/thinker/promote"
+        httpx2.post(promote, json=budgets, headers=HEADERS).raise_for_status()
         until(lambda: answers(started), "the model is served", 180)
         yield started

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from pydantic import BaseModel
 
+from tests.access import HEADERS
 from tests.platform import Platform
 from tests.real.asking import ASK, answers
 from tests.waiting import until
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def client(real: Platform) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{real.stack.url}/v1", api_key="none") as client:
+    with openai.OpenAI(base_url=f"{real.stack.url}/v1", api_key=real.stack.key) as client:
         yield client
 
 
@@ -49,7 +50,9 @@ def test_a_seed_repeats_the_answer_streamed_or_not(client: openai.OpenAI) -> Non
 
 def test_several_at_once_by_the_async_client(real: Platform) -> None:
     async def ask() -> list[Any]:
-        async with openai.AsyncOpenAI(base_url=f"{real.stack.url}/v1", api_key="none") as client:
+        async with openai.AsyncOpenAI(
+            base_url=f"{real.stack.url}/v1", api_key=real.stack.key
+        ) as client:
             asks = (
                 client.chat.completions.create(**ASK | {"n": 2, "max_tokens": 16}) for _ in range(4)
             )
@@ -137,7 +140,10 @@ def test_a_response_is_streamed(client: openai.OpenAI) -> None:
 def test_langchain_and_litellm_see_the_answer_alone(real: Platform) -> None:
     command = [ROOT / ".venv-clients" / "bin" / "python", ROOT / "tests" / "clients" / "others.py"]
     done = subprocess.run(
-        [*command, f"{real.stack.url}/v1"], capture_output=True, text=True, check=False
+        [*command, f"{real.stack.url}/v1", real.stack.key],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for name, seen in json.loads(done.stdout.splitlines()[-1]).items():
@@ -169,7 +175,7 @@ def test_a_client_that_leaves_frees_the_engine_within_a_second(
 
     async def ask() -> None:
         async with (
-            aiohttp.ClientSession() as http,
+            aiohttp.ClientSession(headers=HEADERS) as http,
             http.post(f"{real.stack.url}/v1/chat/completions", json=body) as answer,
         ):
             await answer.read()
@@ -197,7 +203,8 @@ def test_an_engine_that_hangs_is_replaced(real: Platform, client: openai.OpenAI)
     def refused() -> bool:
         body = ASK | {"max_tokens": 2}
         try:
-            answer = httpx2.post(f"{real.stack.url}/v1/chat/completions", json=body, timeout=1)
+            url = f"{real.stack.url}/v1/chat/completions"
+            answer = httpx2.post(url, json=body, headers=HEADERS, timeout=1)
         except httpx2.ReadTimeout:
             return False
         assert answer.status_code == 503

@@ -65,7 +65,7 @@ def test_from_prompts_to_a_model_that_answers_with_its_thoughts_hidden(
     assert model["weights_sha256"] != seed["weights_sha256"]
 
     until(lambda: answers(real, "trained"), "the model is served", 180)
-    with openai.OpenAI(base_url=f"{real.stack.url}/v1", api_key="none") as client:
+    with openai.OpenAI(base_url=f"{real.stack.url}/v1", api_key=real.stack.key) as client:
         question: Any = {"role": "user", "content": "Name a fruit."}
         # The first fills the prefix cache: what is computed anew may round otherwise.
         _, answer = [

@@ -17,7 +17,7 @@ import services.train.app
 from shared.db import transaction
 from shared.formats import THINK
 from shared.models import Shard
-from tests import factories
+from tests import access, factories
 
 PROMPT = {"text": "Name a river."}
 PAIR = {"prompt": "Name a river.", "chosen": "The Elbe.", "rejected": "Paris."}
@@ -63,7 +63,7 @@ def case(request: pytest.FixtureRequest, clean_database: Engine, redis_url: str)
 
 @pytest.fixture
 def client(case: Case) -> TestClient:
-    return TestClient(case.app, raise_server_exceptions=False)
+    return access.client(case.app)
 
 
 def test_a_job_is_accepted_read_listed_and_cancelled(case: Case, client: TestClient) -> None:
@@ -232,7 +232,7 @@ def test_bad_input_names_its_field(
     with transaction() as session:
         factories.model(session)
     app = CASES[path.removeprefix("/")].app
-    client = TestClient(app, raise_server_exceptions=False)
+    client = access.client(app)
     json_type = {"content-type": "application/json"}
     answer = client.post(path, content=json.dumps(body), headers=json_type)
     assert 400 <= answer.status_code < 500, answer.text
@@ -240,7 +240,7 @@ def test_bad_input_names_its_field(
 
 
 def test_a_resumed_training_takes_other_settings(clean_database: Engine, redis_url: str) -> None:
-    client = TestClient(services.train.app.app, raise_server_exceptions=False)
+    client = access.client(services.train.app.app)
     with transaction() as session:
         factories.model(session)
     body = {"model": "seed", "pairs": [PAIR], "training": {"micro_batch_size": 8}}
@@ -263,7 +263,7 @@ def test_a_resumed_training_takes_other_settings(clean_database: Engine, redis_u
 def test_a_model_registers_in_a_job_and_serves_only_once_ready(
     clean_database: Engine, redis_url: str
 ) -> None:
-    client = TestClient(services.train.app.app, raise_server_exceptions=False)
+    client = access.client(services.train.app.app)
     model = client.post("/models", json={"name": "tiny", "source": "bundled"}).json()
     assert (model["ref"], model["status"]) == ("tiny@v1", "registering")
     assert client.get(f"/jobs/{model['job_id']}").json()["kind"] == "register"
@@ -290,7 +290,7 @@ def checkpoint(clean_database: Engine, redis_url: str) -> str:
 
 @pytest.fixture
 def train() -> TestClient:
-    return TestClient(services.train.app.app, raise_server_exceptions=False)
+    return access.client(services.train.app.app)
 
 
 def test_a_checkpoint_is_promoted_by_a_name(train: TestClient, checkpoint: str) -> None:

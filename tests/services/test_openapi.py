@@ -23,6 +23,7 @@ from services.train.app import app as train
 from shared.db import transaction
 from shared.settings import get_settings
 from tests import factories
+from tests.access import HEADERS
 from tests.scripted_engine import ScriptedEngine, running, serving
 from tests.waiting import until
 from tests.workers import tiny_model
@@ -78,22 +79,22 @@ def examples_of(app: Any) -> Callable[[Test], Test]:
 
 @examples_of(generate)
 def test_generate(case: Any, urls: dict[str, str]) -> None:
-    case.call_and_validate(base_url=urls["generate"], checks=CHECKS)
+    case.call_and_validate(base_url=urls["generate"], headers=HEADERS, checks=CHECKS)
 
 
 @examples_of(judge)
 def test_judge(case: Any, urls: dict[str, str]) -> None:
-    case.call_and_validate(base_url=urls["judge"], checks=CHECKS)
+    case.call_and_validate(base_url=urls["judge"], headers=HEADERS, checks=CHECKS)
 
 
 @examples_of(train)
 def test_train(case: Any, urls: dict[str, str]) -> None:
-    case.call_and_validate(base_url=urls["train"], checks=CHECKS)
+    case.call_and_validate(base_url=urls["train"], headers=HEADERS, checks=CHECKS)
 
 
 @examples_of(coordinator)
 def test_coordinator(case: Any, urls: dict[str, str]) -> None:
-    case.call_and_validate(base_url=urls["coordinator"], checks=CHECKS)
+    case.call_and_validate(base_url=urls["coordinator"], headers=HEADERS, checks=CHECKS)
 
 
 @pytest.mark.parametrize("app", [generate, judge, train, coordinator], ids=lambda a: a.title)

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from services.coordinator.app import app
 from services.coordinator.chat import serving as serving_cache
 from shared.formats import GENERIC, ThoughtFormat
+from tests.access import SERVICE_KEY
 from tests.coordinator.chat.served import serve
 from tests.scripted_engine import ScriptedEngine, running, serving
 from tests.workers import tiny_model
@@ -47,5 +48,5 @@ def served(engine_url: str, url: str, clean_database: Engine, fmt: ThoughtFormat
 
 @pytest.fixture
 def client(served: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served}/v1", api_key="none", max_retries=0) as client:
+    with openai.OpenAI(base_url=f"{served}/v1", api_key=SERVICE_KEY, max_retries=0) as client:
         yield client

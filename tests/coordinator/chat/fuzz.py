@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from shared.formats import ThoughtFormat
+from tests.access import HEADERS
 from tests.coordinator.chat.cases import CANARY, Case, case
 from tests.coordinator.chat.outcome import ask
 from tests.engine_scripts import Play
@@ -79,7 +80,7 @@ async def _run(
                 findings.wrong.append(f"{fmt.name} {number}: {problem}\n{made}")
             del under_way[number]
 
-    async with aiohttp.ClientSession() as http:
+    async with aiohttp.ClientSession(headers=HEADERS) as http:
         await asyncio.gather(*(work() for _ in range(AT_ONCE)))
         async with http.get(f"{url}/metrics") as metrics:
             if leaks(await metrics.text()):

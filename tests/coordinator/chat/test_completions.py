@@ -16,6 +16,7 @@ from shared.db import transaction
 from shared.formats import FORMATS
 from shared.models import Serving
 from tests import factories
+from tests.access import HEADERS
 from tests.coordinator.chat.served import QUESTION, SECRET, THOUGHT, script
 from tests.engine_scripts import Play
 from tests.scripted_engine import ScriptedEngine
@@ -42,7 +43,7 @@ def deep(levels: int) -> dict[str, Any]:
 
 
 def post(url: str, body: str) -> httpx2.Response:
-    headers = {"content-type": "application/json"}
+    headers = {"content-type": "application/json", **HEADERS}
     return httpx2.post(f"{url}/v1/chat/completions", content=body, headers=headers)
 
 
@@ -55,7 +56,7 @@ def test_no_byte_of_an_answer_holds_the_thought(served: str, scripted: ScriptedE
     scripted.script = script(f"Forty two. {THOUGHT}Also 42.")
     for stream in (False, True):
         body = {"model": "demo@v1", "messages": QUESTION, "stream": stream}
-        answer = httpx2.post(f"{served}/v1/chat/completions", json=body)
+        answer = httpx2.post(f"{served}/v1/chat/completions", json=body, headers=HEADERS)
         assert answer.status_code == 200
         assert SECRET not in answer.text
         assert SECRET not in str(answer.headers)
@@ -194,7 +195,7 @@ def test_a_model_promoted_but_not_loaded_is_worth_waiting_for(served: str) -> No
     with transaction() as session:
         factories.model(session, name="demo", version=2, promoted_at=func.now())
     body = {"model": "demo@v2", "messages": QUESTION}
-    answer = httpx2.post(f"{served}/v1/chat/completions", json=body)
+    answer = httpx2.post(f"{served}/v1/chat/completions", json=body, headers=HEADERS)
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) > 0
     assert answer.json()["error"]["code"] == "model_not_ready"
@@ -206,7 +207,7 @@ def test_an_engines_own_words_do_not_reach_a_client(
 ) -> None:
     monkeypatch.setattr(scripted, "status", 500)
     body = {"model": "demo", "messages": QUESTION, "stream": stream}
-    answer = httpx2.post(f"{served}/v1/chat/completions", json=body)
+    answer = httpx2.post(f"{served}/v1/chat/completions", json=body, headers=HEADERS)
     assert "secret" not in answer.text
     assert "the model failed to answer" in answer.text
 
@@ -227,7 +228,9 @@ def test_a_client_that_leaves_frees_the_engine(
     monkeypatch.setattr(scripted, "token_seconds", 0.01)
     body = {"model": "demo", "messages": QUESTION, "stream": True, "reasoning_effort": "none"}
     aborted = scripted.aborted
-    with httpx2.stream("POST", f"{served}/v1/chat/completions", json=body) as answer:
+    with httpx2.stream(
+        "POST", f"{served}/v1/chat/completions", json=body, headers=HEADERS
+    ) as answer:
         for line in answer.iter_lines():
             if '"content":"w"' in line:
                 break
@@ -240,7 +243,7 @@ def test_more_than_it_can_answer_are_sent_away(
 ) -> None:
     monkeypatch.setattr(admission.PLACES, "taken", 10**6)
     body = {"model": "demo", "messages": QUESTION}
-    answer = httpx2.post(f"{served}/v1/chat/completions", json=body)
+    answer = httpx2.post(f"{served}/v1/chat/completions", json=body, headers=HEADERS)
     assert answer.status_code == 429
     assert answer.headers["retry-after"] == "1"
 

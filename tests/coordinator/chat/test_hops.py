@@ -10,6 +10,7 @@ import pytest
 
 from services.coordinator.chat.serving import CACHE
 from shared.formats import THINK, ThoughtFormat
+from tests.access import HEADERS
 from tests.coordinator.chat import fuzz
 from tests.coordinator.chat.cases import FORMATS, Case, case
 from tests.coordinator.chat.outcome import Outcome, ask
@@ -25,7 +26,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 def answer(url: str, **fields: Any) -> httpx2.Response:
     body = {"model": "demo", "messages": QUESTION, "seed": 1} | fields
-    return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, headers=HEADERS, timeout=30)
 
 
 def usage(answer: httpx2.Response) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def test_the_way_changes_neither_answer_nor_usage(
 ) -> None:
     def settled(made: Case) -> Outcome:
         async def asked() -> Outcome:
-            async with aiohttp.ClientSession() as http:
+            async with aiohttp.ClientSession(headers=HEADERS) as http:
                 return (await ask(http, served, made.body, stream=made.number % 2 == 0)).settled()
 
         return asyncio.run(asked())
@@ -205,6 +206,6 @@ def test_a_client_that_leaves_frees_the_engine_of_its_thought(
     aborted = scripted.aborted
     body = {"model": "demo", "messages": QUESTION}
     with pytest.raises(httpx2.ReadTimeout):
-        httpx2.post(f"{warm}/v1/chat/completions", json=body, timeout=0.1)
+        httpx2.post(f"{warm}/v1/chat/completions", json=body, headers=HEADERS, timeout=0.1)
     until(lambda: scripted.aborted == aborted + 1, "the engine's request is aborted")
     assert scripted.paths == [CHAT]

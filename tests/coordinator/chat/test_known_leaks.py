@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from shared.formats import GENERIC, SPECIFIC, THINK, ThoughtFormat
+from tests.access import HEADERS
 from tests.coordinator.chat.served import QUESTION, SECRET, THOUGHT, script
 from tests.engine_scripts import Play
 from tests.scripted_engine import ScriptedEngine
@@ -19,7 +20,7 @@ def both(url: str, **fields: Any) -> list[str]:
     bodies = []
     for stream in (False, True):
         body = {"model": "demo", "messages": QUESTION, "seed": 1, "stream": stream} | fields
-        answer = httpx2.post(f"{url}/v1/chat/completions", json=body)
+        answer = httpx2.post(f"{url}/v1/chat/completions", json=body, headers=HEADERS)
         assert SECRET not in answer.text + str(answer.headers)
         bodies.append(answer.text)
     return bodies

@@ -7,6 +7,7 @@ import httpx2
 import openai
 import pytest
 
+from tests.access import HEADERS
 from tests.coordinator.chat.served import SECRET, THOUGHT, script
 from tests.engine_scripts import Play
 from tests.scripted_engine import ScriptedEngine
@@ -109,7 +110,7 @@ def test_what_it_does_not_do_is_named(
     served: str, change: dict[str, Any], param: str, stream: bool
 ) -> None:
     body = json.dumps({"model": "demo", "input": "Hi", "stream": stream} | change)
-    headers = {"content-type": "application/json"}
+    headers = {"content-type": "application/json", **HEADERS}
     answer = httpx2.post(f"{served}/v1/responses", content=body, headers=headers)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param, answer.text
@@ -120,5 +121,5 @@ def test_nulls_mean_that_a_field_is_absent(served: str, scripted: ScriptedEngine
     item = {"role": "user", "content": "Sure?", "type": None}
     text = {"format": {"type": "text", "name": None, "schema": None}}
     body = {"model": "demo", "input": [item], "text": text, "reasoning": {"effort": None}}
-    answer = httpx2.post(f"{served}/v1/responses", json=body)
+    answer = httpx2.post(f"{served}/v1/responses", json=body, headers=HEADERS)
     assert answer.status_code == 200, answer.text

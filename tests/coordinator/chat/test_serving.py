@@ -17,6 +17,7 @@ from shared.db import get_engine, transaction
 from shared.formats import GENERIC
 from shared.models import Model, Serving
 from tests import factories
+from tests.access import HEADERS
 from tests.coordinator.chat.served import QUESTION, THOUGHT, script, serve, thinks
 from tests.scripted_engine import ScriptedEngine
 from tests.waiting import until
@@ -32,7 +33,7 @@ class Asked(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        self.answer = httpx2.post(self.url, json=self.body, timeout=60)
+        self.answer = httpx2.post(self.url, json=self.body, headers=HEADERS, timeout=60)
 
     def answered(self) -> httpx2.Response:
         self.join()
@@ -210,7 +211,7 @@ def test_nothing_promoted_is_said_so(served: str) -> None:
         session.execute(update(Model).values(promoted_at=None))
     until(lambda: not CACHE._promoted, "the coordinator sees that")
     assert "promote one" in why_not(served)
-    assert httpx2.get(f"{served}/v1/models").json()["data"] == []
+    assert httpx2.get(f"{served}/v1/models", headers=HEADERS).json()["data"] == []
 
 
 def test_a_checkpoint_without_a_name_stops_no_looking(served: str) -> None:

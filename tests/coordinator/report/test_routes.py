@@ -16,7 +16,7 @@ from shared.db import transaction
 from shared.formats import NONE, SPECIFIC
 from shared.models import Iteration, Prompt, Status
 from shared.settings import get_settings
-from tests import factories
+from tests import access, factories
 from tests.evaluated_runs import BROKEN, Out, evaluated, running, succeeded, trained
 from tests.past_runs import past_run
 
@@ -62,7 +62,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def client(clean_database: Engine, redis_url: str) -> TestClient:
-    return TestClient(app, raise_server_exceptions=False)
+    return access.client(app)
 
 
 @pytest.fixture

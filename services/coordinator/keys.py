@@ -1,0 +1,102 @@
+"""The routes of API keys: make, list, revoke."""
+
+import uuid
+from datetime import UTC, datetime
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+from sqlalchemy import select
+
+from shared import audit
+from shared.db import SessionDep
+from shared.errors import NotFound
+from shared.job_routes import Limit, unix
+from shared.keys import SHOWN, digest, new_key
+from shared.models import ApiKey, Scope
+from shared.paging import Page, page
+from shared.schemas import Name
+from shared.strict import Strict
+
+router = APIRouter(tags=["keys"])
+
+
+class KeyRequest(Strict):
+    name: Name
+    """Whose it is or what for; two keys may have the same."""
+    scopes: frozenset[Scope] = Field(min_length=1)
+    requests_per_minute: int | None = Field(default=None, ge=1, le=100_000)
+    """In any 60 seconds, of one process; none is no limit."""
+    concurrent_requests: int | None = Field(default=None, ge=1, le=10_000)
+    """At once, of one process; a stream is one until its end."""
+
+
+class KeyRead(BaseModel):
+    id: uuid.UUID
+    object: Literal["key"] = "key"
+    name: str
+    prefix: str
+    """How the key begins."""
+    scopes: list[Scope]
+    requests_per_minute: int | None
+    concurrent_requests: int | None
+    created_at: int
+    revoked_at: int | None
+
+
+class KeyCreated(KeyRead):
+    key: str
+    """Shown this once: only its hash is kept."""
+
+
+def _read(row: ApiKey) -> KeyRead:
+    return KeyRead(
+        id=row.id,
+        name=row.name,
+        prefix=row.prefix,
+        scopes=[scope for scope in Scope if scope in row.scopes],
+        requests_per_minute=row.requests_per_minute,
+        concurrent_requests=row.concurrent_requests,
+        created_at=unix(row.created_at) or 0,
+        revoked_at=unix(row.revoked_at),
+    )
+
+
+@router.post("/keys", status_code=201)
+def create(request: KeyRequest, session: SessionDep, response: Response) -> KeyCreated:
+    """Make a key. Its answer is the only one that shows it; a repeat makes another."""
+    key = new_key()
+    row = ApiKey(
+        name=request.name,
+        prefix=key[:SHOWN],
+        sha256=digest(key.encode()),
+        scopes=[scope.value for scope in Scope if scope in request.scopes],
+        requests_per_minute=request.requests_per_minute,
+        concurrent_requests=request.concurrent_requests,
+    )
+    session.add(row)
+    session.flush()
+    audit.record(session, "key.create", row.id, name=row.name, scopes=row.scopes)
+    response.headers["Cache-Control"] = "no-store"
+    return KeyCreated(**_read(row).model_dump(), key=key)
+
+
+@router.get("/keys")
+def list_keys(
+    session: SessionDep, after: uuid.UUID | None = None, limit: Limit = 100
+) -> Page[KeyRead]:
+    """All keys, those revoked as well; what a key is, none of them says."""
+    return page(session, select(ApiKey), ApiKey, after, limit, _read)
+
+
+@router.post("/keys/{key_id}/revoke")
+def revoke(key_id: uuid.UUID, session: SessionDep) -> KeyRead:
+    """No process takes it any more after five seconds. What it has begun ends as it would."""
+    row = session.get(ApiKey, key_id, with_for_update=True)
+    if row is None:
+        raise NotFound(f"no key {key_id}", param="id")
+    if row.revoked_at is None:
+        row.revoked_at = datetime.now(UTC)
+        audit.record(session, "key.revoke", row.id, name=row.name)
+    session.flush()
+    return _read(row)
