@@ -22,7 +22,7 @@ TAIL_LINES = 20
 MIN_BATCHED_TOKENS = 4096
 FEW_CORES = 4
 BFLOAT16_FLAGS = {"amx_bf16", "bf16"}
-"""Of CPUs that multiply bfloat16 matrices (AMX, Arm); AVX-512's dot products are slower than float32."""
+"""Of CPUs that multiply matrices in bfloat16: AMX, Arm."""
 _DIE_WITH_PARENT = str(Path(__file__).with_name("die_with_parent.py"))
 
 
