@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     log_dir: Path | None = None
     """Where engines and training write their raw logs; a temporary folder when unset."""
     log_level: str = "INFO"
+    metrics_port: int = 0
+    """Where a worker and inference show figures to Prometheus, on every interface; 0: nowhere.
+    Services show theirs at `/metrics`."""
 
     thoughts_key: str = ""
     """Bearer key that may read thoughts; empty means that nobody can."""

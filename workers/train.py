@@ -185,6 +185,7 @@ def _result(config: TrainConfig, seconds: float) -> dict[str, Any]:
         "last_loss": metrics[-1]["loss"],
         "reward_margin": metrics[-1]["rewards/margins"],
         "steps": metrics[-1]["step"],
+        "tokens": round(sum(line["tokens_per_second"] * line["seconds"] for line in metrics)),
         "train_seconds": round(seconds, 3),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_gpu_memory_bytes": gpu,
