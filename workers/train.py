@@ -54,6 +54,8 @@ class TrainConfig(BaseModel):
     checkpoint_seconds: float = 600.0
     """At most so much work is lost to a kill; the end of each epoch is a checkpoint, too."""
     settings: Training = Training()
+    run_name: str | None = None
+    """Its name where `settings.report_to` sends its figures."""
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
@@ -99,6 +101,7 @@ def _train(config: TrainConfig, scratch: Path) -> float:
     """Seconds that TRL took, without the preparation of the pairs."""
     settings, base = config.settings, config.model_path
     arguments = dpo_config(settings, scratch)
+    arguments.run_name = config.run_name
     try:
         check_folder(base)
     except ModelFolderError as error:
