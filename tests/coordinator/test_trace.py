@@ -1,5 +1,7 @@
 """Traces of iterations that ended, as a collector receives them."""
 
+import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,7 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status as SpanStatus
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
-from services.coordinator import events
+from services.coordinator import events, loop, trace_export
 from services.coordinator.state import job_id
 from services.coordinator.trace_export import GIVE_UP_AFTER, export_ended
 from shared import jobs
@@ -22,6 +24,7 @@ from shared.db import transaction
 from shared.jobs import NewShard
 from shared.models import Iteration, JobKind, Status
 from tests import evaluated_runs, factories
+from tests.waiting import until
 
 SECRET = "SECRET"
 
@@ -224,3 +227,39 @@ def test_a_collector_is_told_no_history(
         session.execute(update(Iteration).values(finished_at=before))
     export_ended(exporter)
     assert collector.bodies == []
+
+
+@pytest.fixture
+def stop() -> Iterator[threading.Event]:
+    """Of the loop's threads, none of which is left behind."""
+    before, stop = set(threading.enumerate()), threading.Event()
+    yield stop
+    stop.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+
+
+def test_the_loop_exports_where_an_address_is_set(
+    iteration: Iteration,
+    collector: Collector,
+    stop: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trace_export, "LOOK_SECONDS", 0.05)
+    monkeypatch.delenv(loop.COLLECTOR, raising=False)
+    count = threading.active_count()
+    loop.trace(stop)
+    assert threading.active_count() == count
+    monkeypatch.setenv(loop.COLLECTOR, f"http://127.0.0.1:{collector.server.server_port}")
+    loop.trace(stop)
+    until(lambda: collector.bodies, "the trace is exported")
+
+
+def test_without_the_extra_the_loop_says_so_and_goes_on(
+    stop: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(loop.COLLECTOR, "http://127.0.0.1:1")
+    monkeypatch.delattr("services.coordinator.trace_export")
+    monkeypatch.setitem(sys.modules, "services.coordinator.trace_export", None)
+    loop.trace(stop)
+    assert "forethought[otel]" in caplog.text
