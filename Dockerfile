@@ -33,7 +33,7 @@ COPY requirements/api.lock requirements/
 RUN pip install --no-deps --require-hashes -r requirements/api.lock
 COPY --from=source / .
 # Without an index: it fails here, not at a user's, when the lock lacks what the project asks for.
-RUN pip install --no-index --no-build-isolation --editable ".[hub]"
+RUN pip install --no-index --no-build-isolation --editable ".[hub,otel]"
 USER 10001:10001
 # uvicorn's own variables. Open streams get 20 s at a stop, of the 30 s that a container has.
 ENV UVICORN_HOST=0.0.0.0 UVICORN_PORT=8000 UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=20 \

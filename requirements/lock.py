@@ -17,7 +17,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]
 EXTRAS = {
-    "api": ["hub"],
+    "api": ["hub", "otel"],
     "trl": ["trl"],
     "vllm": ["hub", "trl", "judge"],
 }

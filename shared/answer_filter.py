@@ -27,7 +27,8 @@ class AnswerFilter:
         self._held = ""
         self._thinking = False
         self._begun = False
-        self._hid = False
+        self.hidden = 0
+        """Thoughts that have been kept out so far."""
         self.clear = 0
         """Characters from the answer's beginning that are known to come before any thought."""
 
@@ -44,19 +45,19 @@ class AnswerFilter:
             end = len(folded) - held_back(folded, marker) if at < 0 else at
             if not self._thinking:
                 shown += self._held[:end]
-                self.clear += 0 if self._hid else end
+                self.clear += 0 if self.hidden else end
             if at < 0:
                 self._held = self._held[end:]
                 break
             self._held, self._thinking = self._held[at + len(marker) :], not self._thinking
-            self._hid = True
+            self.hidden += self._thinking
         return self._without_leading_space(shown)
 
     def end(self) -> str:
         """What was held back and became no marker."""
         rest = "" if self._thinking else self._held
         self._held = ""
-        self.clear += 0 if self._hid else len(rest)
+        self.clear += 0 if self.hidden else len(rest)
         return self._without_leading_space(rest)
 
     def _without_leading_space(self, text: str) -> str:

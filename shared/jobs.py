@@ -148,6 +148,7 @@ def claim(
     if shard is None:
         return None
     now = datetime.now(UTC)
+    shard.leases_lost += shard.status is Status.running
     shard.status = Status.running
     shard.attempt += 1
     shard.token = uuid.uuid4()
@@ -205,9 +206,16 @@ def finish(session: Session, claim: Claim, result: Json) -> None:
         claim,
         {"status": Status.succeeded, "result": result, "finished_at": func.now(), "error": None},
     )
-    left = session.scalar(
-        select(func.count()).where(Shard.job_id == job.id, Shard.status != Status.succeeded)
-    )
+    seconds = func.extract("epoch", Shard.finished_at - Shard.started_at)
+    left, took = session.execute(
+        select(
+            func.count().filter(Shard.status != Status.succeeded),
+            func.sum(seconds).filter(Shard.id == claim.shard_id),
+        ).where(Shard.job_id == job.id)
+    ).one()
+    job.shards_done += 1
+    job.shard_seconds += max(0.0, float(took))  # a worker's clock may be ahead of the database's
+    job.tokens += int(result.get("tokens") or result.get("completion_tokens") or 0)
     if left == 0:
         results = session.scalars(
             select(Shard.result).where(Shard.job_id == job.id).order_by(Shard.index)

@@ -191,6 +191,8 @@ class Iteration(Base):
     created_at: Mapped[datetime] = _now()
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    traced_until: Mapped[datetime | None]
+    """Its `finished_at` when its trace was exported; a resumed one has another, and is again."""
     pruned_at: Mapped[datetime | None]
     """From then on it cannot be resumed, and a job deletes what nothing needs of it."""
 
@@ -224,6 +226,12 @@ class Job(Base):
     result: Mapped[Json | None]
     sent_at: Mapped[datetime | None]
     """When a message was last sent for it; only a hint for the sweeper."""
+    shards_done: Mapped[int] = mapped_column(server_default=sql("0"))
+    """Kept as shards end, for metrics: adding shards up would read all of them each time."""
+    shard_seconds: Mapped[float] = mapped_column(server_default=sql("0"))
+    """From claim to commit, summed over the shards done."""
+    tokens: Mapped[int] = mapped_column(BigInteger, server_default=sql("0"))
+    """That models have written, or been trained on, in the shards done."""
     created_at: Mapped[datetime] = _now()
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -233,7 +241,10 @@ class Shard(Base):
     """A leased piece of a job. Every commit of a worker is conditional on `token`."""
 
     __tablename__ = "shards"
-    __table_args__ = (UniqueConstraint("job_id", "index"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "index"),
+        Index("ix_shards_leases_lost", "job_id", postgresql_where=sql("leases_lost > 0")),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
@@ -248,6 +259,8 @@ class Shard(Base):
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     token: Mapped[uuid.UUID | None]
     lease_until: Mapped[datetime | None]
+    leases_lost: Mapped[int] = mapped_column(server_default=sql("0"))
+    """How often a lease of it ran out, and it was taken away from who held it."""
     not_before: Mapped[datetime | None]
     """Delay of a retry."""
     worker: Mapped[str | None]

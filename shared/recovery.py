@@ -79,6 +79,7 @@ def sweep(session: Session, *, resend_after_seconds: float, max_attempts: int) -
             f"{shard.attempt} times without an error of its own",
         }
         shard.status, shard.error, shard.token = Status.failed, error, None
+        shard.leases_lost += 1
         fail_job(session, shard.job_id, error)
     stale = func.clock_timestamp() - timedelta(seconds=resend_after_seconds)
     due = (

@@ -166,6 +166,8 @@ class Training(Strict):
     lora: LoraSettings | None = None
     """Train an adapter and merge it; full fine-tuning when absent."""
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    report_to: list[Literal["mlflow", "trackio"]] = Field(default_factory=list, max_length=2)
+    """Who is told each step's figures; `docs/metrics.md` says what the worker needs for it."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Passed on to `trl.DPOConfig` as given."""
 

@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     log_dir: Path | None = None
     """Where engines and training write their raw logs; a temporary folder when unset."""
     log_level: str = "INFO"
+    metrics_port: int = 0
+    """Where a worker and inference show figures to Prometheus, on every interface; 0: nowhere.
+    Services show theirs at `/metrics`."""
 
     service_key: SecretStr | None = Field(default=None, min_length=32)
     """What services show each other, and who makes the first API key (`docs/keys.md`). The same for

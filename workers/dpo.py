@@ -1,6 +1,7 @@
 """TRL's `DPOTrainer` set up for pairs that are tokens already, and `Training` as its config."""
 
 import dataclasses
+import importlib.util
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,11 +33,12 @@ SETTING_OF = {
     "max_length": "max_length",
     "bf16": "dtype",
     "seed": "seed",
+    "report_to": "report_to",
 }
 """Keys of `DPOConfig` that have a name of their own in `Training`."""
 OURS = {
     "output_dir", "max_steps", "precompute_ref_log_probs", "logging_steps", "logging_strategy",
-    "save_strategy", "save_only_model", "save_total_limit", "report_to", "run_name",
+    "save_strategy", "save_only_model", "save_total_limit", "run_name",
     "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "use_cpu", "fp16",
     "remove_unused_columns", "model_init_kwargs", "trust_remote_code", "eval_strategy", "do_eval",
     "padding_free", "truncation_mode", "sync_ref_model", "load_best_model_at_end",
@@ -115,6 +117,7 @@ def micro_batch_size(settings: Training) -> int:
 def dpo_config(settings: Training, out: Path) -> DPOConfig:
     """`settings` for TRL. Raises `TrainError` naming the key that TRL refuses."""
     _check_extra(settings.extra)
+    _check_report_to(settings.report_to)
     fields = _fields(settings, out)
     for key, value in settings.extra.items():
         _build(fields | {key: value}, f"training.extra.{key}")
@@ -151,7 +154,7 @@ def _fields(settings: Training, out: Path) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "save_strategy": "epoch",
         "save_total_limit": 2,  # One to fall back to, should the last be corrupt.
-        "report_to": "none",
+        "report_to": settings.report_to or "none",
         "disable_tqdm": True,
     }
 
@@ -172,6 +175,14 @@ def _check_extra(extra: dict[str, Any]) -> None:
         else:
             continue
         raise TrainError(f"training.extra.{key} {what}", f"training.extra.{key}")
+
+
+def _check_report_to(names: Sequence[str]) -> None:
+    # Its absence would only be found once the model is loaded.
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            message = f"training.report_to: {name} is not installed where this trains"
+            raise TrainError(message, "training.report_to")
 
 
 def _is_a(value: Any, hint: Any) -> bool:

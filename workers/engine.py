@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.settings import get_settings
-from workers import engine_process
+from workers import engine_metrics, engine_process
 from workers.architecture import architecture
 from workers.engine_admin import (
     MODEL_NAME,
@@ -199,6 +199,7 @@ class Engine:
             engine_process.log_file(settings, self._log_name),
         )
         self.starts += 1
+        engine_metrics.STARTS.inc()
         self._wait_ready(process, started + settings.engine_start_timeout_s)
         try:
             self._verify(model, before=None)
@@ -223,9 +224,10 @@ class Engine:
 
     def _swap(self, model: ModelWeights) -> None:
         started = time.monotonic()
-        before = self._probe() if self._serving is not None else None
-        self._admin.swap(str(model.path), model.sha256)
-        self._verify(model, before)
+        with engine_metrics.swapping():
+            before = self._probe() if self._serving is not None else None
+            self._admin.swap(str(model.path), model.sha256)
+            self._verify(model, before)
         seconds = round(time.monotonic() - started, 3)
         log.info("weights swapped", extra={"model": model.id, "seconds": seconds})
 

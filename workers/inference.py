@@ -23,6 +23,7 @@ from shared import log, model_store
 from shared.db import notify, transaction
 from shared.models import Serving
 from shared.settings import get_settings
+from workers import engine_metrics
 from workers.engine import Engine, EngineError, ModelWeights
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ def promoted() -> ModelWeights | None:
 
 def main() -> None:
     log.configure("inference")
+    engine_metrics.serve()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

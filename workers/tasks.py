@@ -8,11 +8,12 @@ import uuid
 from functools import cache
 from typing import Any
 
-from celery.signals import setup_logging, worker_shutting_down
+from celery.signals import setup_logging, worker_init, worker_shutting_down
 
 from shared import log
 from shared.broker import celery
 from shared.models import JobKind
+from workers import engine_metrics
 from workers.runtime import Runtime
 
 app = celery
@@ -40,6 +41,11 @@ def run(kind: str, job_id: str) -> None:
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _configure_logging(**_: Any) -> None:
     log.configure("worker")
+
+
+@worker_init.connect  # type: ignore[untyped-decorator]
+def _serve_metrics(**_: Any) -> None:
+    engine_metrics.serve()
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]

@@ -54,6 +54,8 @@ class TrainConfig(BaseModel):
     checkpoint_seconds: float = 600.0
     """At most so much work is lost to a kill; the end of each epoch is a checkpoint, too."""
     settings: Training = Training()
+    run_name: str | None = None
+    """Its name where `settings.report_to` sends its figures."""
 
 
 def main(config: TrainConfig) -> dict[str, Any]:
@@ -99,6 +101,7 @@ def _train(config: TrainConfig, scratch: Path) -> float:
     """Seconds that TRL took, without the preparation of the pairs."""
     settings, base = config.settings, config.model_path
     arguments = dpo_config(settings, scratch)
+    arguments.run_name = config.run_name
     try:
         check_folder(base)
     except ModelFolderError as error:
@@ -185,6 +188,7 @@ def _result(config: TrainConfig, seconds: float) -> dict[str, Any]:
         "last_loss": metrics[-1]["loss"],
         "reward_margin": metrics[-1]["rewards/margins"],
         "steps": metrics[-1]["step"],
+        "tokens": round(sum(line["tokens_per_second"] * line["seconds"] for line in metrics)),
         "train_seconds": round(seconds, 3),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_gpu_memory_bytes": gpu,

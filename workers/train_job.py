@@ -82,6 +82,7 @@ def _train(held: Leases, claim: Claim) -> None:
         "out_dir": str(out),
         "checkpoint_seconds": get_settings().checkpoint_seconds,
         "settings": training,
+        "run_name": str(claim.job_id),
     }
     (out / "config.json").write_text(json.dumps(config, indent=2))
     try:

@@ -1,5 +1,7 @@
 """The coordinator: iterations, datasets, models by way of train, keys, and the public chat."""
 
+from prometheus_client import REGISTRY
+
 from services.coordinator import (
     answers,
     audit_route,
@@ -13,9 +15,11 @@ from services.coordinator import (
     results,
 )
 from services.coordinator.chat import routes as chat
+from services.coordinator.record_metrics import Record
 from services.coordinator.report import routes as reports
 from shared.app import create_app
 
+REGISTRY.register(Record())
 app = create_app(
     "coordinator",
     iterations.router,

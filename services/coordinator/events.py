@@ -3,6 +3,7 @@
 import uuid
 from typing import Any
 
+from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from shared.db import notify
@@ -12,5 +13,9 @@ from shared.models import Event
 def record(
     session: Session, iteration_id: uuid.UUID, type_: str, message: str, **data: Any
 ) -> None:
-    session.add(Event(iteration_id=iteration_id, type=type_, message=message, data=data))
+    # Not when its transaction began: a stage may begin and end in one.
+    at = func.clock_timestamp()
+    session.add(
+        Event(iteration_id=iteration_id, type=type_, message=message, data=data, created_at=at)
+    )
     notify(session, f"iteration {iteration_id}")

@@ -5,6 +5,7 @@ LISTEN and looks by itself once a second, so a notification that is lost costs a
 """
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -24,6 +25,8 @@ from shared.models import Iteration, Job, JobKind
 from shared.settings import get_settings
 
 logger = logging.getLogger(__name__)
+COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
+"""OpenTelemetry's own variable; unset, there are no traces."""
 
 
 def tick(services: Services) -> None:
@@ -126,12 +129,25 @@ class Waker:
             self._connection = None
 
 
+def trace(stop: threading.Event) -> None:
+    """From a thread of its own: a collector that hangs holds no iteration up."""
+    if not os.environ.get(COLLECTOR):
+        return
+    try:
+        from services.coordinator import trace_export  # noqa: PLC0415  (an extra, and slow to load)
+    except ImportError:
+        logger.error("%s is set, but tracing needs pip install 'forethought[otel]'", COLLECTOR)
+        return
+    threading.Thread(target=trace_export.keep_exporting, args=(stop,), daemon=True).start()
+
+
 def main() -> None:
     log.configure("loop")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     settings, services = get_settings(), Services.from_settings()
+    trace(stop)
     waker, retention = Waker(settings.database_url), prune.Retention()
     logger.info("loop started", extra={"at": datetime.now(UTC).isoformat()})
     while not stop.is_set():

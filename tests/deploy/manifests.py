@@ -16,7 +16,10 @@ import yaml
 Object = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 OVERLAYS = ("single-gpu", "multi-node")
-_KNOWN = {"apiVersion", "kind", "resources", "components", "patches", "namespace", "images"}
+_KNOWN = {
+    "apiVersion", "kind", "resources", "components", "patches", "namespace", "images",
+    "configMapGenerator",
+}  # fmt: skip
 _MERGE_KEYS = {
     **dict.fromkeys(("containers", "env", "volumes"), "name"),
     "volumeMounts": "mountPath",
@@ -38,6 +41,11 @@ def dockerfile() -> str:
 @cache
 def overlay(name: str) -> list[Object]:
     return build(ROOT / "k8s" / "overlays" / name)
+
+
+@cache
+def monitoring() -> list[Object]:
+    return build(ROOT / "k8s" / "monitoring")
 
 
 def of_kind(objects: list[Object], *kinds: str) -> Iterator[Object]:
@@ -66,6 +74,7 @@ def build(folder: Path, inherited: list[Object] | None = None) -> list[Object]:
     objects = inherited or []
     for path in config.get("resources", []):
         objects += _read(folder / path)
+    objects += [_generated(given, folder) for given in config.get("configMapGenerator", [])]
     for path in config.get("components", []):
         objects = build(folder / path, objects)
     for patch in config.get("patches", []):
@@ -82,6 +91,17 @@ def build(folder: Path, inherited: list[Object] | None = None) -> list[Object]:
 
 def _read(path: Path) -> list[Object]:
     return build(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))
+
+
+def _generated(given: Object, folder: Path) -> Object:
+    """A ConfigMap of files, by their names."""
+    assert given["options"]["disableNameSuffixHash"] is True
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": given["name"], "labels": given["options"]["labels"]},
+        "data": {name: (folder / name).read_text() for name in given["files"]},
+    }
 
 
 def _patch(objects: list[Object], patch: Object, folder: Path) -> None:

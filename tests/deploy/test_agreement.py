@@ -26,7 +26,8 @@ from tests.deploy.manifests import (
     pods,
 )
 
-DATA = {"postgres", "valkey"}
+OTHERS = {"postgres", "valkey", "prometheus", "grafana"}
+"""Images that are not ours."""
 SERVICES = {f"services.{name}.app" for name in ("coordinator", "generate", "judge", "train")}
 PROCESSES = SERVICES | {
     "services.coordinator.loop", "shared.migrate", "workers.tasks", "workers.inference",
@@ -43,12 +44,14 @@ def in_profile(profile: str) -> dict[str, Object]:
     return {
         name: service
         for name, service in compose()["services"].items()
-        if name not in DATA and profile in service.get("profiles", [profile])
+        if name not in OTHERS and profile in service.get("profiles", [profile])
     }
 
 
 def in_overlay(name: str) -> dict[str, Object]:
-    return {pod: container(found) for pod, found in pods(overlay(name)).items() if pod not in DATA}
+    return {
+        pod: container(found) for pod, found in pods(overlay(name)).items() if pod not in OTHERS
+    }
 
 
 def deployments() -> Iterator[tuple[str, dict[str, Object]]]:
@@ -129,7 +132,9 @@ def test_every_setting_exists(containers: dict[str, Object]) -> None:
         assert ours <= SETTINGS.keys()
 
 
-@pytest.mark.parametrize("file", ["Dockerfile", ".env.example", "docs/operate.md"])
+@pytest.mark.parametrize(
+    "file", ["Dockerfile", ".env.example", "docs/operate.md", "docs/metrics.md"]
+)
 def test_every_setting_that_is_named_exists(file: str) -> None:
     assert set(re.findall(r"FORETHOUGHT_\w+", (ROOT / file).read_text())) <= SETTINGS.keys()
 
@@ -170,7 +175,7 @@ def test_the_coordinator_finds_the_engine(containers: dict[str, Object]) -> None
     assert settings["FORETHOUGHT_INFERENCE_ADVERTISED_URL"] == f"http://{where}:{port}"
     if names:  # Kubernetes expands what stands before
         assert names.index("POD_IP") < names.index("FORETHOUGHT_INFERENCE_ADVERTISED_URL")
-        assert containers[name]["ports"] == [{"name": "engine", "containerPort": port}]
+        assert {"name": "engine", "containerPort": port} in containers[name]["ports"]
 
 
 @EACH
@@ -186,10 +191,11 @@ def test_who_needs_models_mounts_them_where_the_images_say(containers: dict[str,
         assert {"/tmp", "/cache"} <= tmpfs | {mount.split(":")[1] for mount in mounts}
 
 
-def test_only_the_coordinator_is_published_on_loopback() -> None:
+def test_only_the_coordinator_and_grafana_are_published_on_loopback() -> None:
     published = {n: s["ports"] for n, s in compose()["services"].items() if "ports" in s}
     assert published == {
-        "coordinator": [f"${{COORDINATOR_BIND:-127.0.0.1}}:${{COORDINATOR_PORT:-8000}}:{PORT}"]
+        "coordinator": [f"${{COORDINATOR_BIND:-127.0.0.1}}:${{COORDINATOR_PORT:-8000}}:{PORT}"],
+        "grafana": ["127.0.0.1:${GRAFANA_PORT:-3000}:3000"],
     }
 
 
@@ -212,7 +218,9 @@ def test_variables_of_compose_are_explained() -> None:
 def test_compose_starts_things_in_order() -> None:
     services = compose()["services"]
     for name, found in services.items():
-        if name in DATA:
+        if name in ("prometheus", "grafana"):
+            assert "migrate" not in found.get("depends_on", [])
+        elif name in OTHERS:
             assert "test" in found["healthcheck"]
         elif name == "migrate":
             assert found["depends_on"] == {"postgres": {"condition": "service_healthy"}}
@@ -221,7 +229,9 @@ def test_compose_starts_things_in_order() -> None:
             assert condition == "service_completed_successfully"
     assert all(found["stop_grace_period"] == "30s" for found in services.values())
     used = {v.split(":")[0] for found in services.values() for v in found.get("volumes", [])}
-    assert used == compose()["volumes"].keys()
+    files = {source for source in used if source.startswith("./")}
+    assert used - files == compose()["volumes"].keys()
+    assert all((ROOT / file).is_file() for file in files)
 
 
 def test_valkey_refuses_rather_than_forgets() -> None:
@@ -258,7 +268,7 @@ def test_pods_have_no_more_rights_than_they_need(name: str) -> None:
             "capabilities": {"drop": ["ALL"]},
         }
         assert {"requests", "limits"} <= only["resources"].keys()
-        if pod_name not in DATA:
+        if pod_name not in OTHERS:
             assert spec["terminationGracePeriodSeconds"] == 30
             user = spec["securityContext"]["runAsUser"]
             assert f"\nUSER {user}:{user}\n" in dockerfile()

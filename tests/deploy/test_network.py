@@ -68,5 +68,5 @@ def test_services_find_their_pods(name: str) -> None:
 def test_what_is_private_in_compose_has_no_way_out() -> None:
     assert compose()["networks"] == {"internal": {"internal": True}, "outside": {}}
     outside = {n for n, s in compose()["services"].items() if "outside" in s["networks"]}
-    private = {"postgres", "valkey", "migrate", "loop", *SERVICES}
+    private = {"postgres", "valkey", "prometheus", "migrate", "loop", *SERVICES}
     assert outside == compose()["services"].keys() - private

@@ -35,8 +35,14 @@ from tests.workers import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SERVICES = ("generate", "judge", "train", "coordinator")
-REST = ("loop", "worker-cpu", "inference-cpu")
-LISTENERS = ("postgres:5432", "valkey:6379", *(f"{name}:8000" for name in SERVICES))
+ENGINES = ("worker-cpu", "inference-cpu")
+REST = ("loop", *ENGINES)
+LISTENERS = (
+    "postgres:5432",
+    "valkey:6379",
+    *(f"{name}:8000" for name in SERVICES),
+    *(f"{name}:9000" for name in ENGINES),
+)
 STOP_SECONDS = 30.0
 SECRETS = {"POSTGRES_PASSWORD": "secret", "FORETHOUGHT_SERVICE_KEY": SERVICE_KEY}
 PROMPTS = [
@@ -83,6 +89,9 @@ class Composition:
         of_image = dict(re.findall(r"(UVICORN_\w+)=(\S+)", stage))
         port = self._addresses.get(f"{name}:8000", "").rpartition(":")[2]
         here = {"UVICORN_HOST": "127.0.0.1", "UVICORN_PORT": port, **self._settings}
+        if name in ENGINES:
+            address = self._addresses[f"{name}:{given['FORETHOUGHT_METRICS_PORT']}"]
+            here["FORETHOUGHT_METRICS_PORT"] = address.rpartition(":")[2]
         return {key: self._here(value) for key, value in {**of_image, **given}.items()} | here
 
     def _here(self, value: str) -> str:
@@ -112,8 +121,11 @@ class Composition:
 
 
 @contextmanager
-def composed(folder: Path, tiny: Path, patch: pytest.MonkeyPatch) -> Iterator[Client]:
-    """All of the profile `cpu`; at the end each must leave as `docker compose down` asks it to."""
+def composed(
+    folder: Path, tiny: Path, patch: pytest.MonkeyPatch
+) -> Iterator[tuple[Client, Mapping[str, str]]]:
+    """All of the profile `cpu`, by a client and the addresses of what listens; at the end each must
+    leave as `docker compose down` asks it to."""
     with ExitStack() as stack:
         engines = [ScriptedEngine(tiny, some_good_some_bad, max_model_len=3000) for _ in range(2)]
         bulk, chat = (stack.enter_context(scripted_engine.running(engine)) for engine in engines)
@@ -138,9 +150,8 @@ def composed(folder: Path, tiny: Path, patch: pytest.MonkeyPatch) -> Iterator[Cl
             composition.start(name)
         for name in SERVICES:
             until(partial(composition.healthy, name), f"{name} is healthy", 90)
-        yield stack.enter_context(
-            closing(Client(f"http://{addresses['coordinator:8000']}", SERVICE_KEY))
-        )
+        client = Client(f"http://{addresses['coordinator:8000']}", SERVICE_KEY)
+        yield stack.enter_context(closing(client)), addresses
         # uvicorn gives itself the signal again once it has left.
         assert set(composition.stop().values()) <= {0, -signal.SIGTERM}
 
@@ -159,7 +170,7 @@ def _start_data(
 
 def test_it_runs_an_iteration_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = tiny_model.write(tmp_path / "tiny", max_positions=3000)
-    with composed(tmp_path, tiny, monkeypatch) as client:
+    with composed(tmp_path, tiny, monkeypatch) as (client, addresses):
         client.register_model("seed", str(tiny))
         client.wait_for_model("seed")
         run = client.start_run(RUN, key="once")["run_id"]
@@ -177,3 +188,17 @@ def test_it_runs_an_iteration_and_answers(tmp_path: Path, monkeypatch: pytest.Mo
 
         until(lambda: answer().status_code == 200, "the model is served", 60)
         assert answer().json()["choices"][0]["message"]["content"]
+
+        def figures(name: str) -> dict[str, float]:
+            lines = httpx2.get(f"http://{addresses[name]}/metrics").text.splitlines()
+            split = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+            return {sample: float(value) for sample, _, value in split}
+
+        for name in ENGINES:
+            swaps = figures(f"{name}:9000")['forethought_engine_swaps_total{outcome="verified"}']
+            assert swaps > 0
+        shown = figures("coordinator:8000")
+        for kind in ("generate", "train"):
+            assert shown[f'forethought_tokens_total{{kind="{kind}"}}'] > 0
+        assert shown['forethought_iterations{status="succeeded"}'] == 1
+        assert shown['forethought_chat_requests_total{outcome="answered"}'] >= 2

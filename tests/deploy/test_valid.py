@@ -9,10 +9,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.deploy.manifests import OVERLAYS, ROOT, name_of, overlay
+from tests.deploy.manifests import OVERLAYS, ROOT, Object, build, monitoring, name_of, overlay
 
 KUBERNETES = "1.37"
-OF_KEDA = "keda.sh/v1alpha1"
+OF_OPERATORS = {"keda.sh/v1alpha1", "monitoring.coreos.com/v1"}
 
 
 def test_compose_follows_its_specification() -> None:
@@ -24,12 +24,12 @@ def test_compose_follows_its_specification() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_kubernetes_takes_every_object(name: str) -> None:
-    """Strictly: a key that it does not know is an error. KEDA's own kinds it knows not at all;
-    `test_scaling.py` looks at these."""
-    for found in overlay(name):
-        if found["apiVersion"] != OF_KEDA:
+@pytest.mark.parametrize("objects", [*map(overlay, OVERLAYS), monitoring()])
+def test_kubernetes_takes_every_object(objects: list[Object]) -> None:
+    """Strictly: a key that it does not know is an error. Kinds of operators it knows not at all;
+    `test_scaling.py` and `test_monitoring.py` look at these."""
+    for found in objects:
+        if found["apiVersion"] not in OF_OPERATORS:
             kubernetes_validate.validate(found, KUBERNETES, strict=True)
 
 
@@ -40,11 +40,11 @@ def test_a_wrong_key_would_be_found() -> None:
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize("name", [*(f"overlays/{name}" for name in OVERLAYS), "monitoring"])
 def test_kustomize_builds_what_these_tests_read(name: str) -> None:
-    command = ["kubectl", "kustomize", str(ROOT / "k8s" / "overlays" / name)]
+    command = ["kubectl", "kustomize", str(ROOT / "k8s" / name)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert _by_name(yaml.safe_load_all(done.stdout)) == _by_name(overlay(name))
+    assert _by_name(yaml.safe_load_all(done.stdout)) == _by_name(build(ROOT / "k8s" / name))
 
 
 def _by_name(objects: Any) -> dict[tuple[str, str], Any]:

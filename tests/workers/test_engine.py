@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 from safetensors.torch import load_file, save_file
 
 from services.cli.ports import port_of, reserve
@@ -30,6 +31,15 @@ def changed(folder: Path, to: Path) -> Path:
     save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
     write_probe(to)
     return to
+
+
+def figures() -> list[float]:
+    """Swaps that were verified, that failed, and those whose seconds are known."""
+    return [
+        REGISTRY.get_sample_value("forethought_engine_swaps_total", {"outcome": "verified"}) or 0,
+        REGISTRY.get_sample_value("forethought_engine_swaps_total", {"outcome": "failed"}) or 0,
+        REGISTRY.get_sample_value("forethought_engine_swap_seconds_count") or 0,
+    ]
 
 
 class TestSwap:
@@ -63,6 +73,16 @@ class TestSwap:
             engine.ensure(weights(folder))
             assert (server.weights, server.label) == (folder, weights(folder).sha256)
             assert engine.serving == weights(folder)
+
+    def test_swaps_are_counted_by_their_outcome(
+        self, engine: Engine, server: ScriptedEngine, one: Path, other: Path
+    ) -> None:
+        before = figures()
+        engine.ensure(weights(one))
+        server.broken_swap = True
+        with pytest.raises(SwapError):
+            engine.ensure(weights(other))
+        assert [now - then for now, then in zip(figures(), before, strict=True)] == [1, 1, 1]
 
     def test_equal_weights_are_not_swapped(
         self, engine: Engine, server: ScriptedEngine, one: Path, tmp_path: Path

@@ -5,7 +5,9 @@ import math
 import shutil
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -56,6 +58,7 @@ def test_loss_begins_at_ln_2_and_falls(trained: tuple[TrainConfig, dict[str, Any
     assert result["last_loss"] < 0.5
     assert result["reward_margin"] > 0.5
     assert result["steps"] == 8
+    assert result["tokens"] > 0
     lines = metrics(config)
     assert [line["step"] for line in lines] == list(range(1, 9))
     for line in lines:
@@ -279,6 +282,25 @@ def test_settings_that_trl_refuses(config: TrainConfig, extra: Any, param: str) 
 def test_a_good_extra_setting_reaches_trl(config: TrainConfig) -> None:
     arguments = dpo_config(using(config, extra={"weight_decay": 0.25}).settings, config.out_dir)
     assert arguments.weight_decay == 0.25
+
+
+def test_who_is_to_be_told_but_is_not_installed(config: TrainConfig) -> None:
+    with pytest.raises(TrainError, match="mlflow is not installed") as e:
+        main(using(config, report_to=["mlflow"]))
+    assert e.value.param == "training.report_to"
+
+
+def test_report_to_reaches_trl(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dpo_config(config.settings, config.out_dir).report_to == []
+    monkeypatch.setitem(sys.modules, "mlflow", _installed("mlflow"))
+    arguments = dpo_config(using(config, report_to=["mlflow"]).settings, config.out_dir)
+    assert arguments.report_to == ["mlflow"]
+
+
+def _installed(name: str) -> ModuleType:
+    module = ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)
+    return module
 
 
 def test_a_micro_batch_divides_the_step(config: TrainConfig) -> None:

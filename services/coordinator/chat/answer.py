@@ -44,6 +44,11 @@ class AnswerReader:
         logprobs = self._logprobs.take(choice.logprobs)
         return Piece(text, calls, logprobs, self._finish_reason(choice))
 
+    @property
+    def hidden(self) -> int:
+        """Thoughts that the answer would have shown."""
+        return self._thoughts.hidden
+
     def _finish_reason(self, choice: Choice) -> str | None:
         if choice.finish_reason in (None, "length"):
             return choice.finish_reason

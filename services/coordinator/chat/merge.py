@@ -25,12 +25,14 @@ async def merged(turn: Turn) -> AsyncGenerator[tuple[int, Piece]]:
     """The pieces of all choices as they come."""
     if turn.request.n == 1:
         async for piece in turn.answer(0):
+            turn.first_answer.see(piece)
             yield 0, piece
         return
     queue: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
 
     async def pump(choice: int) -> None:
         async for piece in turn.answer(choice):
+            turn.first_answer.see(piece)
             await queue.put((choice, piece))
 
     async def pump_all() -> None:

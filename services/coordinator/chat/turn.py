@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.coordinator.chat import metrics
 from services.coordinator.chat.answer import AnswerReader, Piece
 from services.coordinator.chat.conversation import Conversation, without_detail
 from services.coordinator.chat.schema import ChatRequest
@@ -49,6 +50,7 @@ class Turn:
     """Empty until the conversation is rendered."""
     thoughts: list[Thought] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
+    first_answer: metrics.FirstAnswer = field(default_factory=metrics.FirstAnswer)
 
     @property
     def served(self) -> Served:
@@ -78,6 +80,8 @@ class Turn:
                 await self.render()
             if not self.thoughts:
                 await self._first_phase(self._think)
+            for thought in self.thoughts:
+                metrics.THOUGHT_TOKENS.observe(thought.tokens)
         else:
             self.thoughts = [Thought([], "", 0, forced=False)] * self.request.n
         self.usage.prompt_tokens = len(self.prompt_ids)
@@ -138,11 +142,14 @@ class Turn:
                     await self.served.confirm()
                     is_sure = True
                 self.usage.answer_tokens += len(piece.token_ids)
+                metrics.ANSWER_TOKENS.inc(len(piece.token_ids))
                 yield reader.read(piece)
         except EngineRefused as error:
             raise self._named(error) from None
         except EngineError as error:
             raise without_detail(error) from None
+        finally:
+            metrics.LEAKS_BLOCKED.inc(reader.hidden)
 
     async def _second_phase(
         self, choice: int, thought: Thought, budget: int
