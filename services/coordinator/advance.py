@@ -38,11 +38,15 @@ class Services:
     train: ServiceClient
 
     @classmethod
-    @cache
     def from_settings(cls) -> "Services":
         s = get_settings()
         key = s.service_key.get_secret_value() if s.service_key else ""
-        return cls(*(ServiceClient(url, key) for url in (s.generate_url, s.judge_url, s.train_url)))
+        return cls._at(s.generate_url, s.judge_url, s.train_url, key)
+
+    @classmethod
+    @cache
+    def _at(cls, generate: str, judge: str, train: str, key: str) -> "Services":
+        return cls(*(ServiceClient(url, key) for url in (generate, judge, train)))
 
     def for_job(self, kind: JobKind) -> ServiceClient:
         match kind:
