@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     judge_addresses: str = "https://api.openai.com/v1=OPENAI_API_KEY"
     """OpenAI-compatible addresses that may judge, with spaces between them; `URL=VARIABLE` names
     the variable of a worker's environment that holds the address's key."""
+    remote_code: str = ""
+    """Reward models whose own Python code may run in a worker, with spaces between them: a model as
+    a request names it, or `MODEL@REVISION` for that revision only."""
 
     lease_seconds: float = 25.0
     """A worker that has not been heard of for so long has died; another takes its shards."""
@@ -68,6 +71,8 @@ class Settings(BaseSettings):
     retention_days: float | None = Field(default=None, ge=0, le=36_500)
     """Runs that ended longer ago are pruned (`docs/durability.md`); unset keeps everything."""
 
+    max_body_bytes: int = 32 * 1024 * 1024
+    """Of a request, but for an upload's file. Its JSON may take twenty times that in memory."""
     max_upload_bytes: int = 256 * 1024 * 1024
     max_chat_in_flight: int = 256
 

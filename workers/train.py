@@ -32,7 +32,8 @@ from shared.schemas import Training
 from workers.checkpoints import Recorder, changed_fraction, read_metrics
 from workers.dpo import PairTrainer, computes_in_bfloat16, dpo_config, micro_batch_size
 from workers.exhausted import exit_status
-from workers.model_folder import ModelFolderError, check_folder
+from workers.model_files import ModelFolderError
+from workers.model_folder import check_folder
 from workers.preference_data import ChatTokens, TrainError, counts_of, tokenize_pairs
 from workers.resume import epoch_folder, is_whole, last_good
 from workers.weights import weights_sha256
