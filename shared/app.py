@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
@@ -18,8 +18,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import broker, log
 from shared.db import get_engine
-from shared.errors import InvalidRequest, PlatformError, Unavailable, envelope
+from shared.errors import InvalidRequest, PlatformError, TooLarge, Unavailable, envelope
 from shared.field_errors import field_error
+from shared.limits import Limits
+from shared.strict import MAX_DEPTH
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "OpenAI's error envelope: the request's fault"},
@@ -38,7 +40,9 @@ def create_app(
     service: str,
     *routers: APIRouter,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    uploads: Collection[str] = (),
 ) -> FastAPI:
+    """`uploads` are the paths that take a file, which may be larger than other bodies."""
     log.configure(service)
     app = FastAPI(title=f"Forethought: {service}", lifespan=lifespan, responses=ERRORS)
     for router in (*routers, _health_router()):
@@ -50,12 +54,15 @@ def create_app(
     app.add_exception_handler(OperationalError, _database_away)
     app.add_exception_handler(InterfaceError, _database_away)
     app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(Limits, answer=error_response, uploads=uploads)
     app.add_middleware(_Observed, service=service)
     return app
 
 
 def error_response(error: PlatformError) -> JSONResponse:
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if isinstance(error, TooLarge):
+        headers["Connection"] = "close"  # or the rest of the body would be read, to no end
     return JSONResponse(error.envelope(), status_code=error.status, headers=headers)
 
 
@@ -82,6 +89,12 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    match error.__cause__:
+        case PlatformError() as cause:
+            return error_response(cause)
+        case RecursionError():  # of the JSON parser, long before it would matter
+            message = f"the body is nested deeper than {MAX_DEPTH} levels"
+            return error_response(InvalidRequest(message, code="too_deep"))
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     body = envelope(str(error.detail), "invalid_request_error", None, code)
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)

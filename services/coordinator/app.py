@@ -27,4 +27,5 @@ app = create_app(
     prune.router,
     chat.router,
     lifespan=chat.lifespan,
+    uploads=[datasets.UPLOAD],
 )

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryFile
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import orjson
 from fastapi import APIRouter, File, Form, UploadFile
@@ -30,6 +30,9 @@ from shared.strict import Strict
 
 router = APIRouter(tags=["datasets"])
 CHUNK = 1000
+UPLOAD = "/datasets/upload"
+MAX_LINE_BYTES = 4 * 1024 * 1024
+"""Of a JSONL dataset: more than the longest text takes with every character escaped."""
 
 
 class PromptLine(Strict):
@@ -67,7 +70,7 @@ class DatasetRead(BaseModel):
     created_at: int
 
 
-@router.post("/datasets/upload", status_code=201)
+@router.post(UPLOAD, status_code=201)
 def upload(
     session: SessionDep,
     once: OnceDep,
@@ -144,11 +147,17 @@ def get_dataset(name: str, session: SessionDep) -> DatasetRead:
     return read(session, found)
 
 
-def parse_lines(lines: Iterable[bytes]) -> Iterator[PromptLine]:
+def parse_lines(file: BinaryIO) -> Iterator[PromptLine]:
     """Each line validated; the first bad one is named by its number and field."""
 
     def rows() -> Iterator[tuple[int, Any]]:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise InvalidRequest(
+                    f"line {number} is longer than {MAX_LINE_BYTES} bytes",
+                    param=f"lines.{number}",
+                    code="invalid_line",
+                )
             if not line.strip():
                 continue
             try:

@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select, text
 
+from services.coordinator.datasets import MAX_LINE_BYTES
 from services.coordinator.state import job_id
 from shared.db import transaction
 from shared.formats import GENERIC
@@ -209,6 +210,8 @@ def test_of_two_uploads_of_a_name_at_once_the_later_is_a_conflict(client: TestCl
             "lines.1.checks.0.answer",
         ),
         ("[1]", "lines.1"),
+        ("[" * 100_000, "lines.1"),
+        ('{"text": "b"}\n' + " " * MAX_LINE_BYTES + "5", "lines.2"),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_is_kept(
