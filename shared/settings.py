@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     """Longest sequence an engine takes, in tokens."""
     max_num_seqs: int = 256
     """Sequences an engine decodes at once; generate keeps about twice as many requested."""
+    accelerate_config: Path | None = None
+    """Of trainings over several machines: a configuration of `accelerate` (`docs/operate.md`).
+    Unset, a training takes the GPUs that its worker sees."""
     sleep_engine_while_training: bool = True
     """On a GPU, the engine frees its memory while a training holds the device."""
 
