@@ -73,6 +73,17 @@ def test_only_an_upload_may_be_larger(url: str) -> None:
     assert code_of(post("/take", BODY)) == (413, "too_large")
 
 
+def test_an_upload_of_a_length_that_is_not_said(url: str) -> None:
+    def post(size: int) -> httpx2.Response:
+        part = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        pieces = [part, *[b"x" * 1000] * (size // 1000), b"\r\n--b--\r\n"]
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        return httpx2.post(f"{url}/upload", content=iter(pieces), headers=headers)
+
+    assert post(UPLOAD).json() == UPLOAD
+    assert code_of(post(UPLOAD + 2 * FORM_BYTES)) == (413, "too_large")
+
+
 def test_who_sends_on_and_on_is_cut_off(url: str) -> None:
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:

@@ -1,6 +1,7 @@
 """`workers.train` by FSDP2 on CPUs: accelerate has it on accelerators only, torch has it on both.
 
-`DIES_IN` in the environment names an epoch's folder at which every rank dies.
+`DIES_IN` in the environment names an epoch's folder at which every rank dies. `HEAD` says that the
+log-probabilities are to be TRL's, as on GPUs.
 """
 
 import os
@@ -12,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from transformers import Trainer
 
-from workers import checkpoints, train
+from workers import checkpoints, lm_head, train
 
 create_accelerator = Trainer.create_accelerator_and_postprocess
 save_model = checkpoints.save_model
@@ -32,4 +33,6 @@ def save_or_die(model: Any, base: Path, folder: Path) -> None:
 
 Trainer.create_accelerator_and_postprocess = as_on_gpus
 checkpoints.save_model = save_or_die
+if os.environ.get("HEAD") == "theirs":
+    lm_head.suits = lambda model: False
 sys.exit(train.command())

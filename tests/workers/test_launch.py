@@ -1,6 +1,7 @@
 """Trainings on several processes take the steps of one: over gloo, for want of GPUs."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,12 +27,7 @@ from workers.train import TrainConfig, main
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 SETTINGS = Training(learning_rate=3e-3, epochs=2, batch_size=8, micro_batch_size=2)
-FSDP: list[str | Path] = [
-    "--config_file",
-    "configs/accelerate/fsdp2.yaml",
-    "--mixed_precision",
-    "no",
-]
+FSDP = launch.CONFIGS / "fsdp2.yaml"
 DDP = (launch.CONFIGS / "ddp.yaml").read_text()
 
 
@@ -73,6 +69,12 @@ def run(*command: str | Path, **env: str) -> "subprocess.Popen[str]":
     )
 
 
+def by_fsdp(config: Path) -> list[str | Path]:
+    options = ("--config_file", FSDP, "--num_processes", "2", "--main_process_port", "0")
+    rank = ("-m", "tests.workers.fsdp_on_cpu", "--config", config)
+    return ["accelerate.commands.launch", *options, *rank]
+
+
 def ended(process: "subprocess.Popen[str]") -> int:
     output, _ = process.communicate(timeout=120)
     print(output)
@@ -107,13 +109,24 @@ def test_shards_of_fsdp_resume_to_the_weights_of_one_process(
     inputs: tuple[Path, Path], alone: Path, tmp_path: Path
 ) -> None:
     config = written(inputs, tmp_path / "out")
-    processes = ("--num_processes", "2", "--main_process_port", "0")
-    ranks: list[str | Path] = ["-m", "tests.workers.fsdp_on_cpu", "--config", config]
-    command = ["accelerate.commands.launch", *FSDP, *processes, *ranks]
+    command = by_fsdp(config)
     assert ended(run(*command, DIES_IN="epoch-2")) != 0
     assert len(list(config.parent.glob("trainer/checkpoint-2/pytorch_model_fsdp_0/*.distcp"))) == 2
     assert ended(run(*command)) == 0
     agree(config.parent, alone)
+
+
+def test_shards_in_bfloat16_round_no_log_probability(
+    inputs: tuple[Path, Path], alone: Path, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 1, "dtype": "bfloat16"})
+    config = written(inputs, tmp_path / "out", settings)
+    assert ended(run(*by_fsdp(config), HEAD="theirs")) == 0
+    first, exact = (read_metrics(f / "metrics.jsonl")[0] for f in (config.parent, alone))
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6), "the reference is another"
+    # Sums of about -110 in bfloat16 would be a half off.
+    assert first["logps/chosen"] == pytest.approx(exact["logps/chosen"], abs=0.02)
+    assert first["logps/chosen"] != exact["logps/chosen"]
 
 
 def test_two_machines_take_the_steps_of_one(
