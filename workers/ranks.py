@@ -3,7 +3,9 @@
 `accelerate launch` gives each of them a rank by its environment; without one, there is one process.
 """
 
+import logging
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -39,6 +41,23 @@ def wait() -> None:
     """Until all ranks are here. Where one has died, the launcher ends those that wait."""
     if world_size() > 1:
         torch.distributed.barrier()
+
+
+def leave() -> None:
+    """Part from the other ranks, at the end."""
+    if world_size() > 1:
+        wait()
+        torch.distributed.destroy_process_group()
+
+
+def end(status: int) -> None:
+    """Exit as a rank, without an interpreter's own end: there a thread of torch's has at times
+    aborted a process whose work was done. Alone, it does nothing."""
+    if world_size() > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def first_ahead(make: Callable[[], T]) -> T:

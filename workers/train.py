@@ -242,12 +242,14 @@ def command() -> int:
     if status != 0:
         with suppress(OSError), (config.out_dir / STATUS).open("x") as file:
             file.write(str(status))
+    ranks.end(status)
     return status
 
 
 def _status(config: TrainConfig) -> int:
     try:
         main(config)
+        ranks.leave()
     except TrainError as error:
         log.error("%s", error)
         problem = {"message": error.message, "param": error.param}

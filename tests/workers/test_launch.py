@@ -124,9 +124,8 @@ def test_shards_in_bfloat16_round_no_log_probability(
     assert ended(run(*by_fsdp(config), HEAD="theirs")) == 0
     first, exact = (read_metrics(f / "metrics.jsonl")[0] for f in (config.parent, alone))
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6), "the reference is another"
-    # Sums of about -110 in bfloat16 would be a half off.
     assert first["logps/chosen"] == pytest.approx(exact["logps/chosen"], abs=0.02)
-    assert first["logps/chosen"] != exact["logps/chosen"]
+    assert first["logps/chosen"] % 0.25 != 0, "a sum of -111 in bfloat16 is a multiple of 0.5"
 
 
 def test_two_machines_take_the_steps_of_one(
