@@ -5,7 +5,7 @@ CODE := shared services workers tests configs experiments
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up env test lint format bench-generate bench-scale bench-chat bench-reward bench-train soak-chat fuzz-chat chaos clean
+.PHONY: help setup demo up env test lint audit format bench-generate bench-scale bench-chat bench-reward bench-train soak-chat fuzz-chat chaos clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,17 @@ lint: setup ## ruff, mypy and the import rules
 	$(PY) -m mypy $(CODE)
 	$(PY) -c 'from importlinter.cli import lint_imports_command as main; main()'
 
+audit: .venv-audit/installed ## bandit on the code; pip-audit on what is locked, which asks pypi.org
+	.venv-audit/bin/python -m bandit --quiet --recursive --severity-level medium --configfile pyproject.toml shared services workers configs
+	@.venv-audit/bin/python -m pip_audit --strict --disable-pip --no-deps \
+	    $(foreach lock,api trl vllm embedded,--requirement requirements/$(lock).lock) \
+	    || { echo "audit: pip-audit found something, or pypi.org did not answer: see above" >&2; exit 1; }
+
+.venv-audit/installed: requirements/audit.lock | setup
+	@$(PY) -m venv --clear .venv-audit
+	@.venv-audit/bin/python -m pip install --quiet --no-deps -r $<
+	@touch $@
+
 format: setup ## Fix what ruff can fix
 	$(PY) -m ruff check --fix $(CODE)
 	$(PY) -m ruff format $(CODE)
@@ -69,4 +80,4 @@ chaos: setup ## Iterations with processes killed, servers away, messages lost; a
 	@$(PY) -m tests.chaos $(CHAOS)
 
 clean: ## Remove the environment, caches and the platform's data (.forethought)
-	rm -rf .venv .venv-clients .forethought *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-clients .venv-audit .forethought *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

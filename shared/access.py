@@ -12,8 +12,8 @@ from shared import log
 from shared.error_response import error_response
 from shared.errors import Forbidden, InvalidRequest, PlatformError, Unauthorized
 from shared.key_cache import KeyCache
+from shared.key_limits import LIMITS
 from shared.keys import BEHALF, CALLER, Caller, service_caller
-from shared.limits import LIMITS
 from shared.scopes import OPEN, scope_of
 from shared.settings import get_settings
 

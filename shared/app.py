@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
@@ -22,7 +22,9 @@ from shared.db import get_engine
 from shared.error_response import error_response
 from shared.errors import InvalidRequest, PlatformError, Unavailable, envelope
 from shared.field_errors import field_error
+from shared.request_limits import RequestLimits
 from shared.scopes import LISTED
+from shared.strict import MAX_DEPTH
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "OpenAI's error envelope: the request's fault"},
@@ -41,7 +43,9 @@ def create_app(
     service: str,
     *routers: APIRouter,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    uploads: Collection[str] = (),
 ) -> FastAPI:
+    """`uploads` are the paths that take a file, which may be larger than other bodies."""
     log.configure(service)
     app = _Api(title=f"Forethought: {service}", lifespan=lifespan, responses=ERRORS)
     for router in (*routers, _health_router()):
@@ -53,6 +57,8 @@ def create_app(
     app.add_exception_handler(OperationalError, _database_away)
     app.add_exception_handler(InterfaceError, _database_away)
     app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(RequestLimits, uploads=uploads)
+    # Around it: of who has no key, nothing is read.
     app.add_middleware(Guard, routes=app.routes)
     app.add_middleware(_Observed, service=service)
     return app
@@ -94,6 +100,12 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    match error.__cause__:
+        case PlatformError() as cause:
+            return error_response(cause)
+        case RecursionError():  # of the JSON parser, long before it would matter
+            message = f"the body is nested deeper than {MAX_DEPTH} levels"
+            return error_response(InvalidRequest(message, code="too_deep"))
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     body = envelope(str(error.detail), "invalid_request_error", None, code)
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)

@@ -8,6 +8,7 @@ PlatformError               500
 ├── Conflict                409  the thing exists, but not in a state that allows this
 ├── Gone                    410  it was there, and was pruned
 ├── TooLarge                413
+├── HeadTooLarge            431  address and headers
 ├── TooManyRequests         429  come back after `retry_after` seconds
 └── Unavailable             503  a dependency is away or a model is loading; retry later
 """
@@ -78,6 +79,12 @@ class Gone(PlatformError):
 
 class TooLarge(PlatformError):
     status = 413
+    type = "invalid_request_error"
+    code = "too_large"
+
+
+class HeadTooLarge(PlatformError):
+    status = 431
     type = "invalid_request_error"
     code = "too_large"
 

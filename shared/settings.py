@@ -58,12 +58,18 @@ class Settings(BaseSettings):
     """Longest sequence an engine takes, in tokens."""
     max_num_seqs: int = 256
     """Sequences an engine decodes at once; generate keeps about twice as many requested."""
+    accelerate_config: Path | None = None
+    """Of trainings over several machines: a configuration of `accelerate` (`docs/operate.md`).
+    Unset, a training takes the GPUs that its worker sees."""
     sleep_engine_while_training: bool = True
     """On a GPU, the engine frees its memory while a training holds the device."""
 
     judge_addresses: str = "https://api.openai.com/v1=OPENAI_API_KEY"
     """OpenAI-compatible addresses that may judge, with spaces between them; `URL=VARIABLE` names
     the variable of a worker's environment that holds the address's key."""
+    remote_code: str = ""
+    """Reward models whose own Python code may run in a worker, with spaces between them: a model as
+    a request names it, or `MODEL@REVISION` for that revision only."""
 
     lease_seconds: float = 25.0
     """A worker that has not been heard of for so long has died; another takes its shards."""
@@ -77,6 +83,8 @@ class Settings(BaseSettings):
     retention_days: float | None = Field(default=None, ge=0, le=36_500)
     """Runs that ended longer ago are pruned (`docs/durability.md`); unset keeps everything."""
 
+    max_body_bytes: int = 32 * 1024 * 1024
+    """Of a request, but for an upload's file. Its JSON may take twenty times that in memory."""
     max_upload_bytes: int = 256 * 1024 * 1024
     max_chat_in_flight: int = 256
 

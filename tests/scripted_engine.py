@@ -32,6 +32,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
 from services.cli.ports import listen, port_of
+from shared.http_protocol import BoundedProtocol
 from tests.engine_scripts import Play, Script, chat, long_outputs
 from tests.waiting import until
 
@@ -402,7 +403,9 @@ def running(engine: ScriptedEngine) -> Iterator[str]:
 def serving(app: Any) -> Iterator[str]:
     """The address of an application that a thread serves as long as the block lasts."""
     sock = listen()
-    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, http=BoundedProtocol, log_level="error", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()

@@ -11,8 +11,10 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import TrainerCallback
 
+from workers import ranks
 from workers.model_folder import copy_tokenizer, write_aside, write_probe
 from workers.preference_data import TrainError
 from workers.resume import WEIGHTS_SHA256, epoch_folder, seal
@@ -25,8 +27,7 @@ def trained_state(model: Any) -> dict[str, torch.Tensor]:
     The model in training is left as it is: merging in place and back would change its bits.
     """
     if not isinstance(model, PeftModel):
-        state: dict[str, torch.Tensor] = model.state_dict()
-        return state
+        return _whole(model)
     base = model.get_base_model()
     state = {
         name.replace(".base_layer.", "."): tensor
@@ -41,8 +42,20 @@ def trained_state(model: Any) -> dict[str, torch.Tensor]:
     return state
 
 
+def _whole(model: Any) -> dict[str, torch.Tensor]:
+    """Of a model in shards, on the CPU of the first rank and nothing at others. All must ask."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=ranks.world_size() > 1)
+    state = get_model_state_dict(model, options=options)
+    # Tied weights come out of their shards as two.
+    one: dict[int, torch.Tensor] = {}
+    tied = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
+    return {name: one.setdefault(tied.get(name, id(t)), t) for name, t in state.items()}
+
+
 def save_model(model: Any, base: Path, folder: Path) -> None:
-    """Write `folder` as a model that differs from `base` in its weights only."""
+    """Write `folder` as a model that differs from `base` in its weights only. The first rank
+    writes; all must call it."""
+    trained = trained_state(model)
 
     def write(aside: Path) -> None:
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -51,7 +64,7 @@ def save_model(model: Any, base: Path, folder: Path) -> None:
         cast: dict[int, torch.Tensor] = {}
         state = {
             name: cast.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", stored))
-            for name, tensor in trained_state(model).items()
+            for name, tensor in trained.items()
         }
         plain.save_pretrained(aside, state_dict=state)
         shutil.copyfile(base / "config.json", aside / "config.json")
@@ -59,8 +72,10 @@ def save_model(model: Any, base: Path, folder: Path) -> None:
         write_probe(aside)
         (aside / WEIGHTS_SHA256).write_text(weights_sha256(aside))
 
-    shutil.rmtree(folder, ignore_errors=True)
-    write_aside(folder, write)
+    if ranks.is_first():
+        shutil.rmtree(folder, ignore_errors=True)
+        write_aside(folder, write)
+    ranks.wait()
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -110,6 +125,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop lines of steps that will be taken again."""
+        if not ranks.is_first():
+            return
         kept = [line for line in read_metrics(self._metrics) if line["step"] <= state.global_step]
         self._metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
@@ -136,8 +153,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         }
         line |= {"tokens_per_second": (tokens - self._tokens) / seconds, "seconds": seconds}
         self._tokens = tokens
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if ranks.is_first():
+            with self._metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
         if not math.isfinite(logs["loss"]):
             raise TrainError(
                 f"the loss is {logs['loss']} at step {state.global_step}; a smaller learning rate "
@@ -152,7 +170,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             control.should_save = False  # Nothing is left to resume.
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        ranks.wait()  # each has written its part of it
+        if ranks.is_first():
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self._saved_at = time.monotonic()
 
 

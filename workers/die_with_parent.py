@@ -15,11 +15,15 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     parent, command = int(sys.argv[1]), sys.argv[2:]
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # it died before we asked
-            sys.exit(1)
+    die_with_parent(signal.SIGTERM)
+    if sys.platform == "linux" and os.getppid() != parent:  # it died before we asked
+        sys.exit(1)
     os.execv(command[0], command)
+
+
+def die_with_parent(death_signal: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,19 @@ import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from datasets import Dataset
 from pydantic import TypeAdapter, ValidationError
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import Sampler
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 
 from shared.schemas import Training
-from workers import lm_head
+from workers import lm_head, ranks
 from workers.preference_data import TrainError
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -42,8 +45,11 @@ OURS = {
     "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "use_cpu", "fp16",
     "remove_unused_columns", "model_init_kwargs", "trust_remote_code", "eval_strategy", "do_eval",
     "padding_free", "truncation_mode", "sync_ref_model", "load_best_model_at_end",
+    "fsdp", "fsdp_config", "deepspeed", "accelerator_config", "parallelism_config", "ddp_backend",
+    "ddp_timeout", "ddp_find_unused_parameters", "logging_dir", "resume_from_checkpoint",
 }  # fmt: skip
-"""Keys that progress, checkpoints, resuming and the method rest on."""
+"""Keys that progress, checkpoints, resuming, several GPUs and the method rest on, or that name
+files of the worker's."""
 
 
 class StepSampler(Sampler[int]):  # type: ignore[misc]
@@ -73,17 +79,21 @@ class StepSampler(Sampler[int]):  # type: ignore[misc]
             yield from sorted(step, key=lambda pair: -self._lengths[pair])
 
 
+def _sharded(reference: Any, accelerator: Any) -> Any:
+    """For `trl.models.prepare_fsdp`, by which the reference would be noise at every rank that has
+    left the reading of its weights to the first, and in one piece where it is gathered."""
+    return fsdp2_prepare_model(accelerator, reference).eval()
+
+
 class PairTrainer(DPOTrainer):  # type: ignore[misc]
     """`DPOTrainer` on tokenized pairs. The reference is the start model, computed beforehand."""
 
     def __init__(self, *, model: Any, **kwargs: Any) -> None:
-        theirs = dpo_trainer.add_fused_lm_head
+        ours: dict[str, Any] = {"prepare_fsdp": _sharded}
         if lm_head.suits(model):
-            dpo_trainer.add_fused_lm_head = lm_head.add_completion_head
-        try:
+            ours["add_fused_lm_head"] = lm_head.add_completion_head
+        with patch.multiple(dpo_trainer, **ours):
             super().__init__(model=model, **kwargs)
-        finally:
-            dpo_trainer.add_fused_lm_head = theirs
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
@@ -92,7 +102,17 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         # The argument has lost the columns that the model does not take.
         lengths = self.train_dataset["length"][:]
         pairs = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return StepSampler(lengths, pairs, self.args.seed)
+        # Ranks take its batches in turn, so a step of all of them is one of its steps.
+        return StepSampler(lengths, pairs * ranks.world_size(), self.args.seed)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and self.args.bf16:
+            # accelerate's own would sum gradients, and return log-probabilities, in bfloat16.
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            )
 
     def _send_telemetry(self) -> None:
         """Nothing is told to anybody."""
@@ -109,9 +129,16 @@ def computes_in_bfloat16(settings: Training) -> bool:
 
 
 def micro_batch_size(settings: Training) -> int:
-    """The largest one allowed that makes up a step exactly."""
-    allowed = range(1, min(settings.micro_batch_size, settings.batch_size) + 1)
-    return max(n for n in allowed if settings.batch_size % n == 0)
+    """The largest one allowed of which whole rounds of all ranks make up a step."""
+    pairs, rest = divmod(settings.batch_size, ranks.world_size())
+    if rest:
+        raise TrainError(
+            f"training.batch_size: {settings.batch_size} pairs a step cannot be shared evenly by "
+            f"{ranks.world_size()} GPUs",
+            "training.batch_size",
+        )
+    allowed = range(1, min(settings.micro_batch_size, pairs) + 1)
+    return max(n for n in allowed if pairs % n == 0)
 
 
 def dpo_config(settings: Training, out: Path) -> DPOConfig:
@@ -140,7 +167,7 @@ def _fields(settings: Training, out: Path) -> dict[str, Any]:
         "warmup_steps": settings.warmup_fraction if settings.warmup_fraction < 1 else 0.999999,
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": settings.batch_size // micro,
+        "gradient_accumulation_steps": settings.batch_size // (micro * ranks.world_size()),
         "max_grad_norm": settings.max_grad_norm,
         "max_length": None,  # Checked in preflight: TRL would cut.
         "seed": settings.seed,
@@ -154,6 +181,8 @@ def _fields(settings: Training, out: Path) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "save_strategy": "epoch",
         "save_total_limit": 2,  # One to fall back to, should the last be corrupt.
+        "ddp_timeout": int(ranks.PATIENCE.total_seconds()),
+        "ddp_find_unused_parameters": False,
         "report_to": settings.report_to or "none",
         "disable_tqdm": True,
     }

@@ -102,7 +102,7 @@ def suits(model: Any) -> bool:
     )
     head = model.get_output_embeddings()
     return (
-        model.device.type == "cpu"
+        not torch.cuda.is_available()
         and head is not None
         and getattr(head, "bias", None) is None
         and not any(hasattr(config, name) for name in special)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from workers.model_files import ModelFolderError, check_files
 from workers.weights import weights_files
 
 PROBE_FILE = "probe.json"
@@ -36,10 +37,6 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 """What a checkpoint takes over from its base unchanged."""
-
-
-class ModelFolderError(Exception):
-    """A folder that cannot be used as a model; the message says what is missing."""
 
 
 def write_aside(folder: Path, write: Callable[[Path], None]) -> None:
@@ -65,19 +62,13 @@ def write_aside(folder: Path, write: Callable[[Path], None]) -> None:
 
 def check_folder(folder: Path) -> None:
     """Raise `ModelFolderError` unless engines and trainings can read `folder`. Loads no weights."""
-    if not folder.is_dir():
-        raise ModelFolderError(f"{folder} is not a folder")
-    if not (folder / "config.json").exists():
-        raise ModelFolderError(f"{folder} has no config.json")
-    if not weights_files(folder):
-        raise ModelFolderError(f"{folder} has no .safetensors file; other weights are not read")
-    config = json.loads((folder / "config.json").read_text())
+    config = check_files(folder)
     if "auto_map" in config:
         raise ModelFolderError(f"{folder} brings code of its own (auto_map), which is never run")
     if "quantization_config" in config:
         raise ModelFolderError(f"{folder} is quantized; training needs plain weights")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelFolderError(f"{folder} has no tokenizer that can be read: {error}") from error
     if not tokenizer.chat_template:

@@ -6,7 +6,8 @@
 checkpoint.
 
 The reference is the start model: its log-probabilities are computed first, so that no second
-model is in memory. Several GPUs are left out: one process, one device.
+model is in memory. One process, one device; `workers.launch` starts one for each of several, whose
+steps are then the same as those of one.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,10 +31,14 @@ from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from shared.schemas import Training
+from workers import ranks
 from workers.checkpoints import Recorder, changed_fraction, read_metrics
+from workers.die_with_parent import die_with_parent
 from workers.dpo import PairTrainer, computes_in_bfloat16, dpo_config, micro_batch_size
 from workers.exhausted import exit_status
-from workers.model_folder import ModelFolderError, check_folder
+from workers.launch import STATUS
+from workers.model_files import ModelFolderError
+from workers.model_folder import check_folder
 from workers.preference_data import ChatTokens, TrainError, counts_of, tokenize_pairs
 from workers.resume import epoch_folder, is_whole, last_good
 from workers.weights import weights_sha256
@@ -60,17 +66,30 @@ class TrainConfig(BaseModel):
 
 def main(config: TrainConfig) -> dict[str, Any]:
     """Train, and return what `result.json` holds. Raises `TrainError` for bad input."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    out, settings = config.out_dir, config.settings
-    out.mkdir(parents=True, exist_ok=True)
-    scratch = out / "trainer"
-    _start_over_if_changed(config, scratch)
-    if (out / "result.json").exists():
-        done: dict[str, Any] = json.loads((out / "result.json").read_text())
+    ranks.join()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size()))
+    config.out_dir.mkdir(parents=True, exist_ok=True)
+    scratch = config.out_dir / "trainer"
+    if (done := ranks.from_first(lambda: _done_before(config, scratch))) is not None:
         return done
-    epochs = range(1, settings.epochs + 1)
-    done_before = all(is_whole(epoch_folder(out, epoch)) for epoch in epochs)
-    seconds = 0.0 if done_before else _train(config, scratch)
+    trained = ranks.from_first(lambda: _has_all_epochs(config))
+    seconds = 0.0 if trained else _train(config, scratch)
+    return ranks.from_first(lambda: _write_result(config, scratch, seconds))
+
+
+def _done_before(config: TrainConfig, scratch: Path) -> dict[str, Any] | None:
+    _start_over_if_changed(config, scratch)
+    result = config.out_dir / "result.json"
+    return json.loads(result.read_text()) if result.exists() else None
+
+
+def _has_all_epochs(config: TrainConfig) -> bool:
+    epochs = range(1, config.settings.epochs + 1)
+    return all(is_whole(epoch_folder(config.out_dir, epoch)) for epoch in epochs)
+
+
+def _write_result(config: TrainConfig, scratch: Path, seconds: float) -> dict[str, Any]:
+    out = config.out_dir
     result = counts_of(scratch / STORED_PAIRS) | _result(config, seconds)
     aside = out / "result.json.part"
     aside.write_text(json.dumps(result, indent=2) + "\n")
@@ -107,11 +126,9 @@ def _train(config: TrainConfig, scratch: Path) -> float:
     except ModelFolderError as error:
         raise TrainError(str(error), "model") from error
     tokenizer = AutoTokenizer.from_pretrained(base)
-    pairs = tokenize_pairs(
-        config.pairs_path,
-        ChatTokens(tokenizer, _eos_ids(base)),
-        _max_length(config),
-        scratch / STORED_PAIRS,
+    tokens, longest = ChatTokens(tokenizer, _eos_ids(base)), _max_length(config)
+    pairs = ranks.first_ahead(
+        lambda: tokenize_pairs(config.pairs_path, tokens, longest, scratch / STORED_PAIRS)
     )
     started = time.monotonic()
     log.info("training on %d pairs of up to %d tokens", len(pairs), pairs[0]["length"])
@@ -127,7 +144,7 @@ def _train(config: TrainConfig, scratch: Path) -> float:
     except (ValueError, NotImplementedError) as error:
         # Settings that only clash with one another or with this model.
         raise TrainError(f"TRL refuses the training: {error}", "training.extra") from error
-    last = last_good(scratch, config.out_dir)
+    last = ranks.from_first(lambda: last_good(scratch, config.out_dir))
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     return time.monotonic() - started
 
@@ -167,6 +184,7 @@ def _resolved(config: TrainConfig) -> dict[str, Any]:
     used = {
         "dtype": "bfloat16" if computes_in_bfloat16(settings) else "float32",
         "micro_batch_size": micro_batch_size(settings),
+        "processes": ranks.world_size(),
         "max_length": _max_length(config),
     }
     return settings.model_dump(mode="json") | used
@@ -220,8 +238,22 @@ def command() -> int:
     config = TrainConfig.model_validate_json(parser.parse_args().config.read_text())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     signal.signal(signal.SIGTERM, _stop)
+    if ranks.world_size() > 1:
+        # In a session of its own, a rank is not in the group of its stage; and one that waits for
+        # others hears no other signal.
+        die_with_parent(signal.SIGKILL)
+    status = _status(config)
+    if status != 0:
+        with suppress(OSError), (config.out_dir / STATUS).open("x") as file:
+            file.write(str(status))
+    ranks.end(status)
+    return status
+
+
+def _status(config: TrainConfig) -> int:
     try:
         main(config)
+        ranks.leave()
     except TrainError as error:
         log.error("%s", error)
         problem = {"message": error.message, "param": error.param}

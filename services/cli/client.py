@@ -13,6 +13,10 @@ Object = dict[str, Any]
 PAGE_ROWS = 200
 
 
+class PlatformAway(CliError):
+    """No platform answers."""
+
+
 class RequestFailed(CliError):
     """The coordinator answered with an error; `status` is its HTTP status."""
 
@@ -33,7 +37,7 @@ def _describe(response: httpx2.Response) -> str:
 
 
 class Client:
-    """Every method raises `RequestFailed` on an error answer and `CliError` without one."""
+    """Every method raises `RequestFailed` on an error answer and `PlatformAway` without one."""
 
     def __init__(
         self, url: str, key: str | None, transport: httpx2.BaseTransport | None = None
@@ -59,7 +63,7 @@ class Client:
         try:
             response = self._http.request(method, path, **options)
         except httpx2.TransportError as error:
-            raise CliError(
+            raise PlatformAway(
                 f"no platform answers at {self.url} ({error}). Start one with `forethought up`, "
                 "or name its address in FORETHOUGHT_COORDINATOR_URL."
             ) from None

@@ -2,6 +2,7 @@
 
 CliError
 ├── StackError      a part of the platform did not start or has stopped
+├── PlatformAway    none answers (`client`)
 └── RequestFailed   the platform refused a request (`client`)
 """
 

@@ -159,6 +159,8 @@ def _web(name: str, sock: socket.socket, env: Mapping[str, str]) -> Service:
     options = [
         "--fd",
         str(sock.fileno()),
+        "--http",
+        "shared.http_protocol:BoundedProtocol",
         "--no-access-log",
         "--no-proxy-headers",
         "--timeout-graceful-shutdown",

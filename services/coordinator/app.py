@@ -35,4 +35,5 @@ app = create_app(
     audit_route.router,
     chat.router,
     lifespan=chat.lifespan,
+    uploads=[datasets.UPLOAD],
 )

@@ -8,38 +8,28 @@ from contextlib import contextmanager
 from tempfile import TemporaryFile
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, File, Form, UploadFile
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from sqlalchemy import func, insert, select
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
 
 from services.coordinator.hub import HubDataset, commit_of, read_hub
+from services.coordinator.prompt_lines import PromptLine, parse_lines, validated
 from shared import audit
-from shared.checks import Check
 from shared.db import SessionDep, transaction
 from shared.errors import Conflict, InvalidRequest, NotFound, TooLarge
-from shared.field_errors import field_error
 from shared.idempotency import Once, OnceDep
 from shared.job_routes import Limit, unix
 from shared.models import Dataset, Prompt, Split
 from shared.paging import Page, page
-from shared.schemas import InlinePrompt, Name, Text
+from shared.schemas import InlinePrompt, Name
 from shared.settings import get_settings
 from shared.strict import Strict
 
 router = APIRouter(tags=["datasets"])
 CHUNK = 1000
-
-
-class PromptLine(Strict):
-    """A line of a JSONL dataset."""
-
-    text: Text
-    split: Split = Split.train
-    category: str | None = Field(default=None, max_length=200)
-    checks: list[Check] = Field(default_factory=list, max_length=32)
+UPLOAD = "/datasets/upload"
 
 
 class DatasetSource(Strict):
@@ -68,7 +58,7 @@ class DatasetRead(BaseModel):
     created_at: int
 
 
-@router.post("/datasets/upload", status_code=201)
+@router.post(UPLOAD, status_code=201)
 def upload(
     session: SessionDep,
     once: OnceDep,
@@ -112,7 +102,7 @@ def _from_hub(session: Session, once: Once, request: DatasetSource, hub: HubData
         if early.scalar(select(Dataset.id).where(Dataset.name == request.name)):
             raise _taken(request.name)
     commit = commit_of(hub)
-    with _kept(_validated(enumerate(read_hub(hub, commit), 1))) as lines:
+    with _kept(validated(enumerate(read_hub(hub, commit), 1))) as lines:
 
         def take() -> DatasetRead:
             return read(session, create(session, request.name, hub.source(commit), lines))
@@ -143,38 +133,6 @@ def get_dataset(name: str, session: SessionDep) -> DatasetRead:
     if found is None:
         raise NotFound(f"no dataset {name!r}", param="name", code="dataset_not_found")
     return read(session, found)
-
-
-def parse_lines(lines: Iterable[bytes]) -> Iterator[PromptLine]:
-    """Each line validated; the first bad one is named by its number and field."""
-
-    def rows() -> Iterator[tuple[int, Any]]:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                yield number, orjson.loads(line)
-            except ValueError as error:
-                raise InvalidRequest(
-                    f"line {number} is not JSON: {error}",
-                    param=f"lines.{number}",
-                    code="invalid_line",
-                ) from None
-
-    return _validated(rows())
-
-
-def _validated(rows: Iterable[tuple[int, Any]]) -> Iterator[PromptLine]:
-    for number, row in rows:
-        try:
-            yield PromptLine.model_validate(row)
-        except ValidationError as error:
-            found = field_error(error.errors(), row)
-            raise InvalidRequest(
-                f"line {number}: {found.field or 'the line'}: {found.message}",
-                param=f"lines.{number}.{found.field}".rstrip("."),
-                code="invalid_line",
-            ) from None
 
 
 def _taken(name: str) -> Conflict:

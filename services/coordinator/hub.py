@@ -4,6 +4,7 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -74,6 +75,8 @@ def _held_out(lines: Iterator[dict[str, Any]], wanted: int) -> Iterator[dict[str
 
 
 def _rows(wanted: HubDataset, split: str, commit: str) -> Iterator[dict[str, Any]]:
+    if Path(wanted.id).exists():  # the library would read that
+        raise InvalidRequest(f"hf.id: {wanted.id!r} is a folder of this server", param="hf.id")
     with _readable(wanted, f"split {split!r}"):
         # It pulls in pyarrow and pandas, which few uploads need and a lean image may lack.
         import datasets  # noqa: PLC0415

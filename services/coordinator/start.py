@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from services.coordinator import datasets, events
 from services.coordinator.baseline import direct
-from shared import judge_addresses
+from shared import judge_permissions
 from shared.errors import InvalidRequest, NotFound
 from shared.judge_specs import VerifierSpec, with_model
 from shared.model_store import resolve
@@ -86,9 +86,9 @@ def _refuse_untrainable(request: IterationRequest) -> None:
 
 def _with_judges_resolved(session: Session, request: IterationRequest) -> IterationRequest:
     """Judges that are registered models by their ids: a new version must not change a run."""
-    for spec in (request.judge, request.validation.judge):
-        if spec is not None:
-            judge_addresses.check(spec)
+    judge_permissions.check(request.judge, "judge")
+    if request.validation.judge is not None:
+        judge_permissions.check(request.validation.judge, "validation.judge")
     judge = with_model(request.judge, _resolver(session, "judge.model"))
     validation = request.validation
     if validation.judge is not None:

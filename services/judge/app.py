@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared import jobs, judge_addresses
+from shared import jobs, judge_permissions
 from shared.app import create_app
 from shared.broker import send_after_commit
 from shared.db import SessionDep
@@ -62,7 +62,7 @@ def _submit(
     step: str | None = None,
     iteration_id: uuid.UUID | None = None,
 ) -> JobRead:
-    judge_addresses.check(request.judge)
+    judge_permissions.check(request.judge, "judge")
     judge = with_model(request.judge, lambda ref: _model_id(session, ref))
     request = request.model_copy(update={"judge": judge})
     params = request.model_dump(mode="json", exclude={"items"}) | {"model": model_of(judge)}

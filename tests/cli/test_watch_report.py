@@ -1,6 +1,8 @@
 """What a person sees of a run, on a terminal and in a file."""
 
 import io
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -8,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from services.cli import report, watch
-from services.cli.client import Client
+from services.cli.client import Client, RequestFailed
+from services.cli.errors import CliError
 
 REPORT: dict[str, Any] = {
     "prompts": 48,
@@ -110,3 +113,57 @@ def test_watching_shows_progress_until_the_end(
     if not terminal:  # a terminal shows only its newest state, when it is redrawn
         assert "3/12 shards · 145 tokens/s · 1 min 15 s left" in shown
     assert "in pair: no pair is left: 48 ties" in shown
+
+
+AWAY = "the platform is away"
+
+
+def watched(answers: Iterator[Any], terminal: bool = False) -> tuple[list[Any], str]:
+    """What is returned and shown where the platform answers so: an error, a status, iterations."""
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        match next(answers):
+            case Exception() as error:
+                raise error
+            case int() as status:
+                return httpx2.Response(status, json={"error": {"message": "no", "param": None}})
+            case rows:
+                return httpx2.Response(200, json={"data": rows})
+
+    console = Console(file=io.StringIO(), width=200, force_terminal=terminal)
+    client = Client("http://test", None, httpx2.MockTransport(answer))
+    ended = watch.watch(client, "run", console)
+    assert isinstance(console.file, io.StringIO)
+    return ended, console.file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_watching_goes_on_when_the_platform_is_back(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.3 if terminal else 0)  # a terminal is redrawn
+    answers = [
+        [iteration(1, "running")],
+        *(httpx2.ConnectError("refused"), httpx2.ReadTimeout("late"), 503, 502),
+        [iteration(1, "succeeded", report=REPORT)],
+    ]
+    ended, shown = watched(iter(answers), terminal)
+    assert [i["status"] for i in ended] == ["succeeded"]
+    if terminal:
+        assert AWAY in shown
+    else:
+        assert shown.count(AWAY) == 1, "a line every 15 s, not every look"
+    assert "waiting up to 10 min" in shown
+
+
+def test_watching_ends_when_the_platform_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(watch, "AWAY_SECONDS", 0.05)
+    refused = itertools.repeat(httpx2.ConnectError("refused"))
+    with pytest.raises(CliError, match=r"forethought up(.|\n)*forethought report run"):
+        watched(refused)
+
+
+def test_watching_ends_at_once_where_the_request_is_wrong() -> None:
+    with pytest.raises(RequestFailed):
+        watched(iter([404]))

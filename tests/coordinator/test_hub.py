@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,3 +147,14 @@ def test_a_server_without_the_library_says_so(
     refused = client.post("/datasets", json=BODY)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "hub_not_installed")
     assert "forethought[hub]" in refused.json()["error"]["message"]
+
+
+def test_a_folder_of_the_server_is_not_the_hubs(
+    hub: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`load_dataset` would read it in the place of the dataset that has its name."""
+    (tmp_path / "some" / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidRequest, match="is a folder of this server") as refused:
+        lines_of(HubDataset(id="some/data"))
+    assert refused.value.param == "hf.id"

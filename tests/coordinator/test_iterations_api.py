@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select, text
 
+from services.coordinator.prompt_lines import MAX_LINE_BYTES
 from services.coordinator.state import job_id
 from shared.db import transaction
 from shared.formats import GENERIC
@@ -30,6 +31,8 @@ from tests import factories
 from tests.waiting import until
 
 BODY: dict[str, Any] = {"name": "thinker", "base_model": "seed", "dataset": "prompts"}
+ELSEWHERE = {"kind": "openai", "model": "m", "pointwise": {}, "base_url": "http://10.0.0.1/v1"}
+CODE = {"kind": "reward_model", "model": "some/model", "trust_remote_code": True}
 LINE = {"text": "Name a river.", "checks": [{"kind": "words", "at_most": 5}]}
 
 
@@ -131,6 +134,12 @@ def test_inline_prompts_become_a_dataset(client: TestClient) -> None:
         ({"dataset": "nothing"}, "dataset"),
         ({"dataset": None}, "dataset"),
         ({"judge": {"kind": "oracle"}}, "judge.kind"),
+        ({"judge": ELSEWHERE}, "judge.base_url"),
+        ({"validation": {"judge": ELSEWHERE}}, "validation.judge.base_url"),
+        (
+            {"judge": {"kind": "mixture", "judges": [{"judge": CODE}, {"judge": ELSEWHERE}]}},
+            "judge.judges.0.judge.trust_remote_code",
+        ),
         ({"thought_format": "loud"}, "thought_format"),
         ({"bogus": 1}, "bogus"),
         ({"sampling": {"samples": 1}}, "sampling.samples"),
@@ -209,6 +218,8 @@ def test_of_two_uploads_of_a_name_at_once_the_later_is_a_conflict(client: TestCl
             "lines.1.checks.0.answer",
         ),
         ("[1]", "lines.1"),
+        ("[" * 100_000, "lines.1"),
+        ('{"text": "b"}\n' + " " * MAX_LINE_BYTES + "5", "lines.2"),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_is_kept(

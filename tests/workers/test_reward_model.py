@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from shared.judge_specs import RewardModelSpec
 from shared.models import Completion
 from shared.schemas import JudgeItem
+from shared.settings import Settings
 from tests.workers import reward_models, tiny_model
 from workers import judge_items
 from workers.judges import (
@@ -287,10 +288,13 @@ class TestRefusals:
         model = reward_models.write_tiny(tmp_path / "tiny")
         torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
         (model / "model.safetensors").unlink()
-        self.refuses(model, r"no \.safetensors file")
+        self.refuses(model, r"pytorch_model\.bin may be a pickle")
 
     def test_code_of_its_own(self, tmp_path: Path) -> None:
         self.refuses(custom(tmp_path), "trust_remote_code: true")
+
+    def test_code_that_the_operator_does_not_allow(self, tmp_path: Path) -> None:
+        self.refuses(custom(tmp_path), "FORETHOUGHT_REMOTE_CODE", trust_remote_code=True)
 
 
 def change_config(folder: Path, **fields: Any) -> None:
@@ -308,6 +312,8 @@ def custom(tmp_path: Path) -> Path:
 def test_trusted_code_says_its_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
     model = custom(tmp_path)
+    allowed = Settings(remote_code=f"another/model {model}")
+    monkeypatch.setattr("shared.judge_permissions.get_settings", lambda: allowed)
     judge = judge_of(model, trust_remote_code=True, runner="auto")
     found = values(judge, MIXED)
     plain = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()

@@ -266,6 +266,7 @@ def test_the_same_seed_gives_the_same_weights(config: TrainConfig) -> None:
         ({"learning_rate": 1.0}, "training.extra.learning_rate"),
         ({"output_dir": "/"}, "training.extra.output_dir"),
         ({"weight_decay": "much"}, "training.extra.weight_decay"),
+        ({"fsdp_config": "/etc/passwd"}, "training.extra.fsdp_config"),
         ({"optim": "no_such_optimizer"}, "training.extra.optim"),
         ({"use_liger_kernel": True, "liger_kernel_config": {"fused_linear_cross_entropy": True}},
          "training.extra"),

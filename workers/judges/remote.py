@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from shared.db import patiently, transaction
 from shared.errors import InvalidRequest
-from shared.judge_addresses import key_variable
+from shared.judge_permissions import key_variable
 from shared.judge_specs import OpenAISpec
 from shared.models import JudgeAnswer
 from workers.judges.asking import Answer, NoChoice, Question, ask, field_of

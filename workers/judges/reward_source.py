@@ -1,6 +1,5 @@
 """A reward model's files: where they come from, which are refused, and what it reads of a chat."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +17,15 @@ from huggingface_hub.errors import (
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 
+from shared.errors import InvalidRequest
+from shared.judge_permissions import check_code
 from shared.judge_specs import RewardModelSpec
 from shared.schemas import JudgeItem
 from workers.judges.base import CannotJudge
 from workers.leases import StageError
+from workers.model_files import ModelFolderError, check_files
 from workers.unpack import HUB_FILES
-from workers.weights import weights_files, weights_sha256
+from workers.weights import weights_sha256
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,20 @@ def _find(spec: RewardModelSpec) -> tuple[Path, dict[str, str]]:
 
 def _check_files(folder: Path, spec: RewardModelSpec) -> bool:
     """Whether the model runs code of its own."""
-    if not (folder / "config.json").exists():
-        raise CannotJudge(f"{spec.model} has no config.json")
-    if not weights_files(folder):
-        raise CannotJudge(f"{spec.model} has no .safetensors file; other weights are not read")
+    try:
+        config = check_files(folder)
+    except ModelFolderError as error:
+        raise CannotJudge(str(error)) from error
     # Of a model that transformers knows without its code it would run something else.
-    custom = "auto_map" in json.loads((folder / "config.json").read_text())
+    custom = "auto_map" in config
     if custom and not spec.trust_remote_code:
         raise CannotJudge(
             f"{spec.model} brings code of its own (auto_map), which runs only with "
             "trust_remote_code: true"
         )
+    if custom:
+        try:
+            check_code(spec)
+        except InvalidRequest as error:
+            raise CannotJudge(error.message) from error
     return custom

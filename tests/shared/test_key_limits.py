@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import TooManyRequests
+from shared.key_limits import MINUTE, Limits
 from shared.keys import Caller
-from shared.limits import MINUTE, Limits
 
 EIGHTHS = st.integers(0, 320).map(lambda n: n / 8)
 """Of seconds: sums of them are exact."""

@@ -1,0 +1,127 @@
+"""The GPUs, their driver, and whether torch and vLLM are built for them.
+
+The libraries are asked in processes of their own: they take seconds to import, and what is wrong
+with them may end a process.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.cli.doctor.finding import Finding, problem
+from services.cli.doctor.packages import version
+
+PATIENCE_S = 180
+DRIVER = Path("/proc/driver/nvidia/version")
+FIELDS = "name,compute_cap,memory.total,memory.free,driver_version"
+MIN_CAPABILITY = 7.5
+"""Of vLLM; below 8.0 there is no bfloat16."""
+BUSY = 0.8
+"""Share of its memory that an idle GPU has free."""
+ASK_TORCH = """
+import json, torch
+print(json.dumps([torch.version.cuda, torch.cuda.is_available(), torch.cuda.device_count()]))
+"""
+ASK_VLLM = "import vllm.entrypoints.openai.api_server"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    capability: float
+    total_mib: int
+    free_mib: int
+    driver: str
+
+
+def examine() -> Iterator[Finding]:
+    gpus, trouble = _gpus()
+    if trouble is not None:
+        yield trouble
+    for number, gpu in enumerate(gpus):
+        yield _gpu(number, gpu)
+    if version("torch") is not None:
+        yield _torch(len(gpus))
+    if version("vllm") is not None:
+        yield _vllm()
+
+
+def _gpus() -> tuple[list[Gpu], Finding | None]:
+    if shutil.which("nvidia-smi") is None:
+        if DRIVER.exists():
+            fix = "install the NVIDIA container toolkit, or nvidia-utils of the driver's version"
+            return [], problem("GPU", "the host's driver is there, and nvidia-smi is not", fix)
+        return [], Finding("GPU", "none, the CPU is used (small models only)")
+    query = [f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        said = done.stdout.strip() or done.stderr.strip()
+        fix = "install the driver anew and restart; without it nothing runs on the GPU"
+        return [], problem("GPU", f"nvidia-smi fails: {said}", fix)
+    return [_read(line) for line in done.stdout.strip().splitlines()], None
+
+
+def _read(line: str) -> Gpu:
+    name, capability, total, free, driver = (cell.strip() for cell in line.split(","))
+    return Gpu(name, float(capability), int(total), int(free), driver)
+
+
+def _gpu(number: int, gpu: Gpu) -> Finding:
+    free, total = gpu.free_mib / 1024, gpu.total_mib / 1024
+    subject = f"GPU {number}"
+    detail = f"{gpu.name}, {free:.0f} of {total:.0f} GiB free, driver {gpu.driver}"
+    if gpu.capability < MIN_CAPABILITY:
+        return problem(subject, detail, f"vLLM needs compute capability {MIN_CAPABILITY} or more")
+    if gpu.capability < 8:
+        return Finding(subject, detail, "no bfloat16: give engines --dtype float16")
+    if free < BUSY * total:
+        share = int(10 * free / total) / 10
+        fix = (
+            "others have the rest (`nvidia-smi`): end them, or "
+            f"FORETHOUGHT_ENGINE_ARGS='--gpu-memory-utilization {share}'"
+        )
+        return Finding(subject, detail, fix)
+    return Finding(subject, detail)
+
+
+def _torch(gpus: int) -> Finding:
+    done = _python(ASK_TORCH)
+    if done.returncode != 0:
+        return problem("torch", f"cannot be imported: {_last(done.stderr)}", "run `make setup`")
+    cuda, usable, seen = json.loads(done.stdout.splitlines()[-1])
+    detail = f"{version('torch')}, " + (f"for CUDA {cuda}" if cuda else "for the CPU")
+    if gpus and not cuda:
+        fix = "it uses no GPU: take the images vllm and trl, or a CUDA build of torch"
+        return problem("torch", detail, fix)
+    if gpus and not usable:
+        fix = f"update the driver to one for CUDA {cuda}; torch says: {_last(done.stderr)}"
+        return problem("torch", f"{detail}, and sees no GPU", fix)
+    if cuda and seen < gpus:
+        return Finding("torch", f"{detail}, sees {seen} of {gpus} GPUs", "see CUDA_VISIBLE_DEVICES")
+    return Finding("torch", detail)
+
+
+def _vllm() -> Finding:
+    found = str(version("vllm"))
+    done = _python(ASK_VLLM)
+    if done.returncode != 0:
+        fix = "vLLM, torch and the driver must fit each other: use the image vllm, or `make setup`"
+        return problem("vLLM", f"{found} cannot be imported: {_last(done.stderr)}", fix)
+    return Finding("vLLM", f"{found}, its server can be started")
+
+
+def _python(code: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", code]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"nothing after {PATIENCE_S} s")
+
+
+def _last(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "nothing"

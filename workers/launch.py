@@ -1,0 +1,76 @@
+"""Start a training on all GPUs that are visible: `python -m workers.launch --config FILE`.
+
+On one GPU, or none, this becomes `workers.train`. On several it starts one for each by `accelerate
+launch`, with a configuration of `configs/accelerate/`. Over several machines the configuration is
+the operator's (FORETHOUGHT_ACCELERATE_CONFIG; `docs/operate.md`), and the others wait with one for
+the same. Exit statuses are those of `workers.train`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from shared.settings import get_settings
+from workers.exhausted import OUT_OF_MEMORY, oom_kills
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
+STATUS = "exit-status"
+"""In a training's folder: with what its first rank that failed has ended."""
+ON_MACHINES = "training.json"
+"""In the model store: what is trained on several machines, one training at a time."""
+
+
+def main(config: Path, processes: int) -> int:
+    train = ["-m", "workers.train", "--config", str(config)]
+    launch = _launch(config, processes)
+    if launch is None:
+        os.execv(sys.executable, [sys.executable, *train])
+    status = config.parent / STATUS
+    status.unlink(missing_ok=True)
+    kills = oom_kills()
+    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", *launch, *train])
+    # The launcher says of its ranks only that one has failed.
+    if done.returncode != 0 and status.exists():
+        return int(status.read_text())
+    if done.returncode != 0 and oom_kills() > kills:
+        return OUT_OF_MEMORY
+    return done.returncode
+
+
+def _launch(config: Path, processes: int) -> list[str] | None:
+    """Arguments of `accelerate launch`; None where nothing is to be launched."""
+    if (own := get_settings().accelerate_config) is not None:
+        # Where processes of other machines look for it, once all have met.
+        shutil.copyfile(config, get_settings().model_store / ON_MACHINES)
+        return ["--config_file", str(own)]
+    if processes == 1:
+        return None
+    # Port 0 is any free one: several trainings may share a machine.
+    options = ["--num_processes", str(processes), "--main_process_port", "0"]
+    return ["--config_file", str(CONFIGS / _config(config)), *options]
+
+
+def _config(config: Path) -> str:
+    """Full fine-tuning shards its 16 bytes a parameter; with an adapter, a copy a GPU will do."""
+    has_adapter = json.loads(config.read_text())["settings"]["lora"] is not None
+    return "fsdp2.yaml" if torch.cuda.is_available() and not has_adapter else "ddp.yaml"
+
+
+def command() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--processes", type=int, default=max(1, torch.cuda.device_count()))
+    args = parser.parse_args()
+    return main(args.config, args.processes)
+
+
+if __name__ == "__main__":
+    sys.exit(command())
