@@ -11,6 +11,7 @@ from fastapi import APIRouter, UploadFile
 
 from shared.app import create_app
 from shared.request_limits import FORM_BYTES, MAX_HEAD_BYTES
+from shared.scopes import OPEN
 from shared.settings import Settings
 from shared.strict import Strict
 from tests.scripted_engine import serving
