@@ -37,6 +37,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 """What a checkpoint takes over from its base unchanged."""
+CHANNEL = "<|channel|>"
 
 
 def write_aside(folder: Path, write: Callable[[Path], None]) -> None:
@@ -73,6 +74,11 @@ def check_folder(folder: Path) -> None:
         raise ModelFolderError(f"{folder} has no tokenizer that can be read: {error}") from error
     if not tokenizer.chat_template:
         raise ModelFolderError(f"{folder} has no chat template; an instruct model is needed")
+    if CHANNEL in str(tokenizer.chat_template):
+        raise ModelFolderError(
+            f"{folder} writes its thoughts in channels (Harmony, as gpt-oss does), which are not "
+            "told apart here; an answer would show them"
+        )
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

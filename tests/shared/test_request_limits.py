@@ -40,9 +40,7 @@ def url() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         settings = Settings(max_body_bytes=BODY, max_upload_bytes=UPLOAD)
         patch.setattr("shared.request_limits.get_settings", lambda: settings)
-        patch.setattr(
-            "shared.access.OPEN", {"/take", "/upload"}
-        )  # what needs a key is not asked here
+        patch.setattr("shared.access.OPEN", OPEN | {"/take", "/upload"})
         with serving(create_app("limited", router, uploads=["/upload"])) as url:
             yield url
 

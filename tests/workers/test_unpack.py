@@ -64,6 +64,10 @@ def test_a_folder_made_by_another_is_left_alone(tmp_path: Path) -> None:
         (lambda f: (f / "model.safetensors").unlink(), "no .safetensors"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "no tokenizer that can be read"),
         (lambda f: (f / "chat_template.jinja").unlink(), "no chat template"),
+        (
+            lambda f: (f / "chat_template.jinja").write_text("<|start|>assistant<|channel|>final"),
+            "thoughts in channels",
+        ),
     ],
 )
 def test_an_incomplete_folder_is_refused_by_what_it_lacks(
