@@ -3,13 +3,12 @@
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 import services.coordinator.app
 import services.train.app
 from shared.db import transaction
-from tests import factories
+from tests import access, factories
 
 HOSTILE = ["../up", "a/b", "a\\b", "/etc", ".", "..", ".hidden", "a\n", "a b", "a@v1", "a" * 65, ""]
 
@@ -22,7 +21,7 @@ def model_id(clean_database: Engine, redis_url: str) -> str:
 
 
 def post(app: Any, path: str, **body: Any) -> Any:
-    return TestClient(app, raise_server_exceptions=False).post(path, **body)
+    return access.client(app).post(path, **body)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import httpx2
+
 from services.coordinator.chat.serving import CACHE
 from shared.db import transaction
 from shared.formats import GENERIC, ThoughtFormat
 from tests import factories
+from tests.access import HEADERS
 from tests.engine_scripts import Play, Script
 from tests.waiting import until
 
@@ -22,6 +25,12 @@ def script(answer: str | Play, thought: str | Play = THOUGHT) -> Script:
 def thinks(prompt: str) -> bool:
     """Whether the model's turn is empty, but for what a prefill puts there."""
     return prompt.endswith(("assistant\n", "assistant\n<think>"))
+
+
+def post(url: str, *, timeout: float = 30, **fields: Any) -> httpx2.Response:
+    """Ask the question; `fields` are others of the request."""
+    body = {"model": "demo", "messages": QUESTION} | fields
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, headers=HEADERS, timeout=timeout)
 
 
 def serve(engine_url: str, fmt: ThoughtFormat, name: str = "demo") -> None:

@@ -14,7 +14,7 @@ from tests.access import HEADERS
 from tests.coordinator.chat import fuzz
 from tests.coordinator.chat.cases import FORMATS, Case, case
 from tests.coordinator.chat.outcome import Outcome, ask
-from tests.coordinator.chat.served import QUESTION, script
+from tests.coordinator.chat.served import QUESTION, post, script
 from tests.coordinator.chat.test_tools import TOOLS
 from tests.scripted_engine import ScriptedEngine
 from tests.waiting import until
@@ -25,8 +25,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 def answer(url: str, **fields: Any) -> httpx2.Response:
-    body = {"model": "demo", "messages": QUESTION, "seed": 1} | fields
-    return httpx2.post(f"{url}/v1/chat/completions", json=body, headers=HEADERS, timeout=30)
+    return post(url, **({"seed": 1} | fields))
 
 
 def usage(answer: httpx2.Response) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import httpx2
 import pytest
 from prometheus_client import REGISTRY
 
 from services.coordinator.chat import admission
-from tests.coordinator.chat.served import QUESTION, SECRET, THOUGHT, script
+from tests.access import HEADERS
+from tests.coordinator.chat.served import QUESTION, SECRET, THOUGHT, post, script
 from tests.engine_scripts import Play
 from tests.scripted_engine import ScriptedEngine
 from tests.waiting import until
@@ -38,11 +38,6 @@ def counted() -> Iterator[Values]:
     for key, value in values().items():
         if value != before[key] and not key[0].endswith("_bucket"):
             added[key] = value - before[key]
-
-
-def post(url: str, **fields: Any) -> httpx2.Response:
-    body = {"model": "demo", "messages": QUESTION} | fields
-    return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=30)
 
 
 def test_a_stream_counts_its_first_token_and_its_tokens(
@@ -121,9 +116,8 @@ def test_a_client_that_leaves_is_no_failure(
 ) -> None:
     scripted.script = script("Forty two.", thought="word " * 200)
     monkeypatch.setattr(scripted, "token_seconds", 0.02)
-    body = {"model": "demo", "messages": QUESTION, "stream": stream}
     with counted() as added, pytest.raises(httpx2.ReadTimeout):
-        httpx2.post(f"{served}/v1/chat/completions", json=body, timeout=0.5)
+        post(served, stream=stream, timeout=0.5)
     assert added == {("requests_total", "left"): 1}
 
 
@@ -131,7 +125,8 @@ def test_requests_in_flight_are_shown(served: str, scripted: ScriptedEngine) -> 
     scripted.script = script("Forty two.")
     body = {"model": "demo", "messages": QUESTION, "stream": True}
     assert values()[IN_FLIGHT] == 0
-    with httpx2.stream("POST", f"{served}/v1/chat/completions", json=body) as answer:
+    url = f"{served}/v1/chat/completions"
+    with httpx2.stream("POST", url, json=body, headers=HEADERS) as answer:
         next(answer.iter_lines())
         assert values()[IN_FLIGHT] == 1
     until(lambda: values()[IN_FLIGHT] == 0, "the place is free again")
