@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from starlette._utils import get_route_path
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -29,7 +30,7 @@ class Guard:
         self.routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in OPEN:
+        if scope["type"] == "lifespan" or get_route_path(scope) in OPEN:
             await self.app(scope, receive, send)
             return
         if scope["type"] == "websocket":  # nothing here speaks it
@@ -38,18 +39,18 @@ class Guard:
         with ExitStack() as held:
             try:
                 caller = await _caller(scope)
+                held.enter_context(_answering(caller))
                 self._check(scope, caller)
                 held.enter_context(LIMITS.counted(caller))
             except PlatformError as error:
                 await error_response(error)(scope, receive, send)
                 return
-            held.enter_context(_answering(caller))
             await self.app(scope, receive, send)
 
     def _check(self, scope: Scope, caller: Caller) -> None:
         """Raises `Forbidden`. A path that no route takes passes: the application says what it is
         to who has a key."""
-        wanted = scope_of(scope["method"], scope["path"])
+        wanted = scope_of(scope["method"], get_route_path(scope))
         if wanted is None:
             if any(route.matches(scope)[0] is Match.FULL for route in self.routes):
                 raise Forbidden("this route is in no key's scope")
@@ -69,21 +70,30 @@ def _answering(caller: Caller) -> Iterator[None]:
 
 async def _caller(scope: Scope) -> Caller:
     """Raises `Unauthorized` without a live key, `Unavailable` where that cannot be known."""
-    headers = dict(scope["headers"])
-    kind, _, key = headers.get(b"authorization", b"").partition(b" ")
+    kind, _, key = _only(scope, "Authorization").partition(b" ")
     key = key.strip()
     if kind.lower() != b"bearer" or not key:
         raise Unauthorized("no API key was given; send it as `Authorization: Bearer KEY`")
     service = get_settings().service_key
     if service and hmac.compare_digest(key, service.get_secret_value().encode()):
-        return service_caller(_behalf(headers.get(BEHALF.lower().encode())))
+        return service_caller(_behalf(_only(scope, BEHALF)))
     caller = await KEYS.find(key)
     if caller is None:
         raise Unauthorized("this API key is not known, or was revoked")
     return caller
 
 
-def _behalf(value: bytes | None) -> uuid.UUID | None:
+def _only(scope: Scope, header: str) -> bytes:
+    """A header's value, empty where there is none. Of several, a proxy may have looked at another
+    than we would."""
+    name = header.lower().encode()
+    found = [value for given, value in scope["headers"] if given == name]
+    if len(found) > 1:
+        raise InvalidRequest(f"{header}: stands there more than once", param=header)
+    return found[0] if found else b""
+
+
+def _behalf(value: bytes) -> uuid.UUID | None:
     try:
         return uuid.UUID(value.decode("latin-1")) if value else None
     except ValueError:

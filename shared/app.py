@@ -22,6 +22,7 @@ from shared.db import get_engine
 from shared.error_response import error_response
 from shared.errors import InvalidRequest, PlatformError, Unavailable, envelope
 from shared.field_errors import field_error
+from shared.keys import CALLER
 from shared.request_limits import RequestLimits
 from shared.scopes import LISTED
 from shared.strict import MAX_DEPTH
@@ -139,7 +140,7 @@ def _health_router() -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz")
-    def healthz() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:
         """The process runs."""
         return {"status": "ok"}
 
@@ -187,7 +188,9 @@ class _Observed:
                 ]
             await send(message)
 
-        with log.bind(request_id=request_id):
+        # A request that was sent behind another one begins in that one's context.
+        CALLER.set(None)
+        with log.bind(request_id=request_id, key_id=None):
             try:
                 await self.app(scope, receive, send_with_id)
             finally:

@@ -75,6 +75,7 @@ def _drop_outbox(session: Session, previous: SessionTransaction) -> None:
 
 
 def ping() -> None:
-    """Raises when the broker cannot be reached."""
-    with celery.connection_for_read() as connection:
+    """Raises when the broker cannot be reached, or does not answer within two seconds."""
+    options = celery.conf.broker_transport_options | {"socket_timeout": 2}
+    with celery.connection_for_read(transport_options=options) as connection:
         connection.ensure_connection(max_retries=0, timeout=2)

@@ -28,7 +28,10 @@ class ServiceClient:
 
     def __init__(self, base_url: str, key: str, *, timeout: float = 30.0) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx2.Client(base_url=base_url, headers=headers, timeout=timeout)
+        # A proxy of the environment is for what lies outside, and must not see the key.
+        self._http = httpx2.Client(
+            base_url=base_url, headers=headers, timeout=timeout, trust_env=False
+        )
 
     def get(self, path: str, **params: Any) -> Body:
         return self._call("GET", path, params=params)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import stamina
 from fastapi import Depends
 from psycopg.errors import DiskFull
-from sqlalchemy import Engine, NullPool, create_engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -30,15 +30,16 @@ def get_engine() -> Engine:
 
 @cache
 def engine_beside_the_pool() -> Engine:
-    """A connection of its own each time, for who must neither queue for one nor wait long for a
-    server that is gone."""
-    return _create(AWAY_AFTER_SECONDS, poolclass=NullPool)
+    """For who must neither queue for a connection nor wait long for a server that is gone or slow.
+    One connection is kept, so that a server which takes no more of them still answers."""
+    return _create(AWAY_AFTER_SECONDS, pool_pre_ping=True, pool_size=1, max_overflow=-1)
 
 
 def _create(patience: int | None = None, **pool: Any) -> Engine:
     connection: dict[str, Any] = {"options": f"-c idle_in_transaction_session_timeout={FROZEN_MS}"}
     if patience is not None:
         connection |= {"connect_timeout": patience, "tcp_user_timeout": patience * 1000}
+        connection["options"] += f" -c statement_timeout={patience * 1000}"
     # hide_parameters: an error's text must not carry prompts or thoughts into a log.
     return create_engine(
         get_settings().database_url, hide_parameters=True, connect_args=connection, **pool

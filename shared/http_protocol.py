@@ -1,8 +1,8 @@
-"""uvicorn's HTTP/1.1 with a bound on what it collects before a request reaches the application.
+"""uvicorn's HTTP/1.1 with a bound on what it collects beside requests and their bodies.
 
 `uvicorn --http shared.http_protocol:BoundedProtocol`. Its parser keeps a head in memory until it is
-complete, however long that may be; exact limits, with a proper answer, are those of
-`shared.request_limits`.
+complete, and what stands behind a chunked body for ever, however long that may be; exact limits,
+with a proper answer, are those of `shared.request_limits`.
 """
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -10,26 +10,43 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from shared.request_limits import MAX_HEAD_BYTES
 
 REFUSAL = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n"
+MAX_SILENT_BYTES = 2 * MAX_HEAD_BYTES
+"""That may arrive while no head, piece of a body or end of a message comes of them."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection whose request head goes on for more than twice what is allowed."""
+    """Closes a connection whose bytes lead to nothing, and takes no trailers."""
 
     in_head = False
-    head_bytes = 0
+    gave = False
+    silent_bytes = 0
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.in_head, self.head_bytes = True, 0
+        self.in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Behind a body it is a trailer, which uvicorn would put among the headers.
+        if self.in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self.in_head = False
+        self.in_head, self.gave = False, True
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self.gave = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.gave = True
+        super().on_message_complete()
+
     def data_received(self, data: bytes) -> None:
+        self.gave = False
         super().data_received(data)
-        if self.in_head:
-            self.head_bytes += len(data)
-            if self.head_bytes > 2 * MAX_HEAD_BYTES:
+        self.silent_bytes = 0 if self.gave else self.silent_bytes + len(data)
+        if self.silent_bytes > MAX_SILENT_BYTES:
+            if self.in_head:
                 self.transport.write(REFUSAL)
-                self.transport.close()
+            self.transport.close()

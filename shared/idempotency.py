@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from shared.db import SessionDep, transaction
 from shared.errors import InvalidRequest
+from shared.keys import CALLER
 from shared.models import IdempotencyKey
 
 KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
@@ -34,7 +35,9 @@ class Once:
         self._response = response
         self._session = session
         self._key = key
-        self._name = f"POST {request.scope['route'].path}"
+        caller = CALLER.get()
+        # Another caller's keys are another's names.
+        self._name = f"POST {request.scope['route'].path} {caller.key_id if caller else ''}".strip()
 
     def __call__(self, body: BaseModel, create: Callable[[], Read], read: type[Read]) -> Read:
         """Run `create`, or give a repeat the stored answer and `Idempotent-Replayed`.

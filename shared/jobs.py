@@ -1,9 +1,9 @@
 """A job's life: submit, claim, renew, finish, fail, cancel. What brings lost work back is in
 `shared/recovery.py`.
 
-Jobs are rows and messages are hints (decision 3 in `docs/architecture.md`). A worker owns a shard
-while its lease lasts; every write it makes is conditional on the token it got when it claimed, so
-a worker that was suspended and woken cannot commit over its successor.
+Jobs are rows and messages are hints (`docs/decisions/0001-one-message-a-job.md`). A worker owns a
+shard while its lease lasts; every write it makes is conditional on the token it got when it
+claimed, so a worker that was suspended and woken cannot commit over its successor.
 """
 
 import uuid

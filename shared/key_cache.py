@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.db import engine_beside_the_pool
+from shared.db import AWAY_AFTER_SECONDS, engine_beside_the_pool
 from shared.errors import Unavailable
 from shared.keys import Caller, digest
 from shared.models import ApiKey, Scope
@@ -27,6 +27,8 @@ MAX_AGE_SECONDS = 5.0
 AWAY_SECONDS = 600.0
 APART_SECONDS = 0.2
 """Between two looks, however many unknown keys come."""
+PATIENCE_SECONDS = 2.0 * AWAY_AFTER_SECONDS
+"""With a look that Postgres neither answers nor refuses."""
 
 
 class KeyCache:
@@ -69,7 +71,12 @@ class KeyCache:
         return age < MAX_AGE_SECONDS or (failing and age < AWAY_SECONDS)
 
     async def _look(self, since: float) -> None:
-        await asyncio.wrap_future(self._looker.submit(self._look_since, since))
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await asyncio.wrap_future(self._looker.submit(self._look_since, since))
+        except TimeoutError:
+            self._failed_at = time.monotonic()
+            raise _away() from None
 
     def _look_since(self, moment: float) -> None:
         """Unless one has begun since then. Raises `Unavailable` where it failed."""
@@ -85,11 +92,15 @@ class KeyCache:
             except SQLAlchemyError as error:
                 self._failed_at = began
                 logger.warning("keys cannot be looked up: %s", type(error).__name__)
-        raise Unavailable(
-            "the database is away, and so it is not known whose key this is",
-            code="database_away",
-            retry_after=2,
-        )
+        raise _away()
+
+
+def _away() -> Unavailable:
+    return Unavailable(
+        "the database is away, and so it is not known whose key this is",
+        code="database_away",
+        retry_after=2,
+    )
 
 
 def _read() -> dict[str, Caller]:

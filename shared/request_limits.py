@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,7 +44,7 @@ class RequestLimits:
 
     def _limit(self, scope: Scope) -> int:
         settings = get_settings()
-        if scope["path"] in self._uploads:
+        if get_route_path(scope) in self._uploads:
             return settings.max_upload_bytes + FORM_BYTES
         return settings.max_body_bytes
 

@@ -12,6 +12,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="FORETHOUGHT_",
+        env_ignore_empty=True,
         frozen=True,
         extra="ignore",
         hide_input_in_errors=True,  # it may be a key

@@ -59,6 +59,7 @@ def postgres_url(pytestconfig: pytest.Config) -> Iterator[str]:
         migrate.upgrade(postgres.url)
         yield postgres.url
         db.get_engine().dispose()
+        db.engine_beside_the_pool().dispose()
 
 
 @pytest.fixture(scope="session")

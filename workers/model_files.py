@@ -88,7 +88,8 @@ def _config(folder: Path) -> dict[str, Any]:
 def _kernels(config: dict[str, Any]) -> Iterator[str]:
     """Implementations of attention that transformers would fetch from the Hub, and run."""
     for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _kernels(value)
-        elif name.endswith("attn_implementation") and "/" in str(value):
+        if name.endswith("attn_implementation") and "/" in str(value):
             yield f"{name}: {value}"
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                yield from _kernels(inner)

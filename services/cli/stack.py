@@ -176,9 +176,11 @@ def _background(env: Mapping[str, str]) -> list[Service]:
         *("-A", "workers.tasks", "worker", "-Q", "generate,judge,train"),
         *("-P", "threads", "-c", threads, "--without-gossip", "--without-mingle"),
     ]
-    # On a stop these end their engines and stages, and give back the shards in work.
+    # These ask no service, and may run a reward model's own code.
+    keyless = {name: value for name, value in env.items() if name != "FORETHOUGHT_SERVICE_KEY"}
+    # On a stop they end their engines and stages, and give back the shards in work.
     return [
         Service("loop", _python("services.coordinator.loop"), env=env),
-        Service("worker", _python("celery", *worker), env=env, stop_timeout_s=15.0),
-        Service("inference", _python("workers.inference"), env=env, stop_timeout_s=15.0),
+        Service("worker", _python("celery", *worker), env=keyless, stop_timeout_s=15.0),
+        Service("inference", _python("workers.inference"), env=keyless, stop_timeout_s=15.0),
     ]

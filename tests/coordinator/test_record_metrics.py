@@ -123,6 +123,7 @@ class TestRecord:
     ) -> None:
         monkeypatch.setenv("FORETHOUGHT_DATABASE_URL", "postgresql+psycopg://a@127.0.0.1:1/b")
         get_settings.cache_clear()
+        db.engine_beside_the_pool().dispose()
         db.engine_beside_the_pool.cache_clear()
         try:
             shown = {sample.name for family in registry.collect() for sample in family.samples}

@@ -158,7 +158,7 @@ def test_who_asks_services_is_given_the_service_key(
     containers: dict[str, Object],
 ) -> None:
     for found in containers.values():
-        given = environment(found).keys() | {v["name"] for v in found.get("env", [])}
+        given = {name for name, value in environment(found).items() if value != ""}
         assert ("FORETHOUGHT_SERVICE_KEY" in given) == module(found).startswith(
             ("services.", "shared.migrate")
         )

@@ -264,3 +264,24 @@ def test_a_service_says_for_whom_it_asks_and_only_a_service(clean_database: Engi
     assert other is not None
     assert str(other.key_id) != for_whom
     assert CALLER.get() is None
+
+
+def test_of_several_keys_none_counts(keys: dict[str, str]) -> None:
+    client = TestClient(coordinator, raise_server_exceptions=False)
+    both = [("authorization", f"Bearer {keys[k]}") for k in ("bad", "iterate")]
+    for headers in (both, both[::-1]):
+        answer = client.get("/iterations", headers=headers)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "Authorization"
+
+
+def test_what_two_callers_name_alike_is_not_one(clean_database: Engine, redis_url: str) -> None:
+    mine, yours = access.made_key(), access.made_key()
+    body = {"items": [{"instruction": "Say a", "response": "a"}]}
+    ids = set()
+    for key in (mine, mine, yours):
+        headers = access.bearer(key) | {"Idempotency-Key": "run-1"}
+        answer = TestClient(judge).post("/judge", json=body, headers=headers)
+        assert answer.status_code == 202, answer.text
+        ids.add(answer.json()["id"])
+    assert len(ids) == 2, "each has its own, and a repeat finds it"

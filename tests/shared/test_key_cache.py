@@ -131,3 +131,18 @@ def test_a_database_that_hangs_holds_up_nobody_who_is_known(
         assert asyncio.run(world.cache.find(KEY)) is CALLER
     assert time.monotonic() - began < 1
     go_on.set()
+
+
+def test_a_look_that_hangs_lets_known_keys_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, free = KeyCache(), threading.Event()
+    cache._callers, cache._looked_at = {digest(KEY): CALLER}, time.monotonic() - 2 * MAX_AGE_SECONDS
+    monkeypatch.setattr(key_cache, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(key_cache, "_read", lambda: free.wait() and {})
+    try:
+        for _ in range(3):
+            assert asyncio.run(asyncio.wait_for(cache.find(KEY), 2)) is CALLER
+        with pytest.raises(Unavailable):
+            asyncio.run(asyncio.wait_for(cache.find(OTHER), 2))
+    finally:
+        free.set()
+        cache._looker.shutdown()

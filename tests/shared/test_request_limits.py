@@ -102,6 +102,16 @@ def test_head_bytes(url: str) -> None:
         assert code_of(answer) == (431, "too_large")
 
 
+@pytest.mark.parametrize("piece", [b"x: y\r\n" * 100, b"y" * 600], ids=["trailers", "trailer"])
+def test_what_stands_behind_a_body_and_never_ends_is_cut_off(url: str, piece: bytes) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(head + b"0\r\nx: ")
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            connection.sendall(piece * 100_000)
+
+
 @pytest.mark.parametrize("piece", [b"x: y\r\n" * 100, b"y" * 600], ids=["headers", "header"])
 def test_a_head_that_never_ends_is_cut_off(url: str, piece: bytes) -> None:
     host, port = url.removeprefix("http://").split(":")

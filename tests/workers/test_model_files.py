@@ -88,6 +88,11 @@ HOSTILE = [
     (own_tokenizer, "no tokenizer that can be read"),
     (lambda f: change_config(f, attn_implementation="evil/kernel"), "wants code from elsewhere"),
     (lambda f: change_config(f, text_config={"_attn_implementation": "evil/kernel"}), "evil"),
+    (
+        lambda f: change_config(f, attn_implementation={"": "evil/kernel"}),
+        "evil/kernel",
+    ),
+    (lambda f: change_config(f, parts=[{"attn_implementation": "evil/kernel"}]), "evil/kernel"),
     (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
     (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json is not JSON"),
     (lambda f: (f / "config.json").write_text("[]"), "config.json is not an object"),
