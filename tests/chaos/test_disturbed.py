@@ -24,12 +24,10 @@ KILLS = {
         "generate: after commit of leases._finish to completions",
         "judge: before commit of leases._finish",
     ],
-    "before and in training": [
+    "before, in and after training": [
         "loop: before commit of loop._step to events+iterations+pairs",
         "loop: before message train",
         "train: after rename to epoch-1",
-    ],
-    "up to the end": [
         "train: after rename to complete.json",
         "train_job: before commit of leases._finish",
         "train-service: after commit of a request to models",

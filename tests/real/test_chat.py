@@ -182,8 +182,7 @@ def test_a_client_that_leaves_frees_the_engine_within_a_second(
 
     async def ask_and_leave() -> None:
         asking = asyncio.create_task(ask())
-        await asyncio.sleep(2)
-        assert await asyncio.to_thread(running, engine) == 1
+        await asyncio.to_thread(until, lambda: running(engine) == 1, "the engine is at it", 20)
         asking.cancel()
 
     asyncio.run(ask_and_leave())
