@@ -24,10 +24,13 @@ KILLS = {
         "generate: after commit of leases._finish to completions",
         "judge: before commit of leases._finish",
     ],
-    "before, in and after training": [
+    "before and in training": [
         "loop: before commit of loop._step to events+iterations+pairs",
         "loop: before message train",
         "train: after rename to epoch-1",
+    ],
+    # Of their own: a third end of one training would quarantine it.
+    "up to the end": [
         "train: after rename to complete.json",
         "train_job: before commit of leases._finish",
         "train-service: after commit of a request to models",

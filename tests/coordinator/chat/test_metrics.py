@@ -121,8 +121,11 @@ def test_a_client_that_leaves_is_no_failure(
     assert added == {("requests_total", "left"): 1}
 
 
-def test_requests_in_flight_are_shown(served: str, scripted: ScriptedEngine) -> None:
-    scripted.script = script("Forty two.")
+def test_requests_in_flight_are_shown(
+    served: str, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted.script = script("word " * 50)
+    monkeypatch.setattr(scripted, "token_seconds", 0.02)
     body = {"model": "demo", "messages": QUESTION, "stream": True}
     assert values()[IN_FLIGHT] == 0
     url = f"{served}/v1/chat/completions"
