@@ -130,6 +130,7 @@ def test_requests_in_flight_are_shown(
     assert values()[IN_FLIGHT] == 0
     url = f"{served}/v1/chat/completions"
     with httpx2.stream("POST", url, json=body, headers=HEADERS) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # let go of, it would close the connection
+        next(lines)
         assert values()[IN_FLIGHT] == 1
     until(lambda: values()[IN_FLIGHT] == 0, "the place is free again")
