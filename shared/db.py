@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Annotated, Any
 
+import psycopg
 import stamina
 from fastapi import Depends
 from psycopg.errors import DiskFull
@@ -44,6 +45,18 @@ def _create(patience: int | None = None, **pool: Any) -> Engine:
     return create_engine(
         get_settings().database_url, hide_parameters=True, connect_args=connection, **pool
     )
+
+
+def libpq_url(url: str) -> str:
+    """As libpq takes it: without SQLAlchemy's name of the driver."""
+    return url.replace("+psycopg", "", 1)
+
+
+def listen() -> "psycopg.Connection[Any]":
+    """A connection that hears the notifications. Raises `psycopg.OperationalError`."""
+    connection = psycopg.connect(libpq_url(get_settings().database_url), autocommit=True)
+    connection.execute(f"LISTEN {CHANNEL}")
+    return connection
 
 
 @cache

@@ -12,18 +12,15 @@ import threading
 import time
 import uuid
 from collections import Counter
-from typing import Any
 
-import psycopg
 from sqlalchemy import delete, insert
 from sqlalchemy.orm import Session
 
 from shared import jobs
-from shared.db import CHANNEL, transaction
+from shared.db import listen, transaction
 from shared.jobs import Claim, LeaseLost
 from shared.judge_specs import Needs, judge_spec
 from shared.models import Json, JudgeAnswer, Judgment
-from shared.settings import get_settings
 from workers.judge_items import Answers, load
 from workers.judges import CannotJudge, Judge, Place, Score, make_judge
 from workers.leases import Leases, StageError, bound, leases
@@ -44,7 +41,7 @@ def main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
     judge = make_judge(spec, Place(job_id, engine_url))
     # One that holds the engine or the device makes room for what it waits for.
     waits = params["generate_job_id"] is not None and spec.needs is Needs.nothing
-    with leases(job_id, worker) as held, _listener() as listener:
+    with leases(job_id, worker) as held, listen() as listener:
         worked_at = time.monotonic()
         while True:
             if _take_in_parallel(held, judge):
@@ -54,14 +51,6 @@ def main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
                 return
             for _ in listener.notifies(timeout=WAIT_SECONDS, stop_after=1):
                 pass
-
-
-def _listener() -> "psycopg.Connection[Any]":
-    connection = psycopg.connect(
-        get_settings().database_url.replace("+psycopg", ""), autocommit=True
-    )
-    connection.execute(f"LISTEN {CHANNEL}")
-    return connection
 
 
 def _more_to_come(job_id: uuid.UUID) -> bool:

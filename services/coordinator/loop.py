@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from services.coordinator import prune
 from services.coordinator.advance import Services, advance, fail, stop_jobs
 from shared import broker, jobs, log, recovery
-from shared.db import CHANNEL, transaction
+from shared.db import listen, transaction
 from shared.errors import PlatformError
 from shared.models import Iteration, Job, JobKind
 from shared.settings import get_settings
@@ -107,15 +107,13 @@ def sweep() -> None:
 class Waker:
     """Waits for a notification, at most `seconds`; reconnects when Postgres was away."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url.replace("+psycopg", "")
+    def __init__(self) -> None:
         self._connection: psycopg.Connection | None = None
 
     def wait(self, seconds: float) -> None:
         try:
             if self._connection is None:
-                self._connection = psycopg.connect(self._url, autocommit=True)
-                self._connection.execute(f"LISTEN {CHANNEL}")
+                self._connection = listen()
                 return  # what came before LISTEN was missed, so look at once
             for _ in self._connection.notifies(timeout=seconds, stop_after=1):
                 pass
@@ -148,7 +146,7 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     settings, services = get_settings(), Services.from_settings()
     trace(stop)
-    waker, retention = Waker(settings.database_url), prune.Retention()
+    waker, retention = Waker(), prune.Retention()
     logger.info("loop started", extra={"at": datetime.now(UTC).isoformat()})
     while not stop.is_set():
         try:

@@ -15,6 +15,7 @@ from services.cli.postgres import bin_dir
 from services.cli.privileges import has_user_namespaces
 from services.cli.stack import DEFAULT_PORT
 from services.cli.valkey import binary
+from shared.db import libpq_url
 
 PATIENCE_S = 5
 MIN_POSTGRES = 14
@@ -37,8 +38,7 @@ def examine(data: DataDir) -> Iterator[Finding]:
 
 def _postgres(url: str, variable: str) -> Finding:
     try:
-        address = url.replace("+psycopg", "", 1)
-        with psycopg.connect(address, connect_timeout=PATIENCE_S) as connection:
+        with psycopg.connect(libpq_url(url), connect_timeout=PATIENCE_S) as connection:
             found = connection.info.server_version // 10_000
     except psycopg.Error as error:
         reason = str(error).strip().splitlines()[-1]
