@@ -1,5 +1,6 @@
 """One application factory for all services: errors, request ids, health, metrics."""
 
+import errno
 import time
 import uuid
 from collections.abc import Callable, Collection
@@ -10,7 +11,6 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
-from psycopg.errors import DiskFull
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import broker, log
 from shared.access import Guard
-from shared.db import get_engine
+from shared.db import get_engine, is_full
 from shared.error_response import error_response
 from shared.errors import InvalidRequest, PlatformError, Unavailable, envelope
 from shared.field_errors import field_error
@@ -57,6 +57,7 @@ def create_app(
     app.add_exception_handler(DataError, _data_error)
     app.add_exception_handler(OperationalError, _database_away)
     app.add_exception_handler(InterfaceError, _database_away)
+    app.add_exception_handler(OSError, _os_error)
     app.add_exception_handler(Exception, _unexpected)
     app.add_middleware(RequestLimits, uploads=uploads)
     # Around it: of who has no key, nothing is read.
@@ -104,6 +105,8 @@ async def _http_error(_: Request, error: Exception) -> JSONResponse:
     match error.__cause__:
         case PlatformError() as cause:
             return error_response(cause)
+        case OSError(errno=errno.ENOSPC):  # a long upload waits in a file
+            return error_response(_disk_full("the disk for temporary files"))
         case RecursionError():  # of the JSON parser, long before it would matter
             message = f"the body is nested deeper than {MAX_DEPTH} levels"
             return error_response(InvalidRequest(message, code="too_deep"))
@@ -122,10 +125,20 @@ async def _data_error(request: Request, error: Exception) -> JSONResponse:
     return error_response(InvalidRequest("a value of this request cannot be stored"))
 
 
+def _disk_full(which: str) -> Unavailable:
+    return Unavailable(f"{which} is full; free some space and retry", code="disk_full")
+
+
+async def _os_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OSError)
+    if error.errno != errno.ENOSPC:
+        raise error
+    return error_response(_disk_full("the disk for temporary files"))
+
+
 async def _database_away(_: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, OperationalError) and isinstance(error.orig, DiskFull):
-        message = "the database's disk is full; free some space and retry"
-        return error_response(Unavailable(message, code="disk_full"))
+    if is_full(error):
+        return error_response(_disk_full("the database's disk"))
     return error_response(
         Unavailable("the database is away; retry shortly", code="database_away", retry_after=2)
     )

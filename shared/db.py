@@ -78,9 +78,12 @@ def _session() -> Iterator[Session]:
 
 def is_away(error: Exception) -> bool:
     """Whether Postgres could not be reached, or let go of the connection: try again."""
-    if not isinstance(error, OperationalError | InterfaceError):
-        return False
-    return not isinstance(error.orig, DiskFull)
+    return isinstance(error, OperationalError | InterfaceError) and not is_full(error)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether Postgres has no disk left."""
+    return isinstance(error, OperationalError) and isinstance(error.orig, DiskFull)
 
 
 patiently = stamina.retry(

@@ -7,8 +7,9 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
-from sqlalchemy import delete
+from sqlalchemy import ColumnElement, delete
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
 
 from shared.db import SessionDep, transaction
 from shared.errors import InvalidRequest
@@ -46,9 +47,8 @@ class Once:
         """
         if self._key is None:
             return create()
-        self._session.execute(
-            delete(IdempotencyKey).where(IdempotencyKey.created_at < datetime.now(UTC) - KEPT)
-        )
+        mine = (IdempotencyKey.key == self._key, IdempotencyKey.route == self._name)
+        forget_expired(self._session, *mine)
         values: dict[str, Any] = {
             "key": self._key,
             "route": self._name,
@@ -57,9 +57,9 @@ class Once:
             "response": {},
         }
         new = insert(IdempotencyKey).values(values).on_conflict_do_nothing()
-        mine = self._session.execute(new.returning(IdempotencyKey.key)).scalar() is not None
+        first = self._session.execute(new.returning(IdempotencyKey.key)).scalar() is not None
         row = self._session.get_one(IdempotencyKey, (self._key, self._name))
-        if not mine:
+        if not first:
             return self._replay(row, body, read)
         created = create()
         row.status = self._status
@@ -85,6 +85,11 @@ class Once:
         self._response.headers["Idempotent-Replayed"] = "true"
         self._response.status_code = row.status
         return read.model_validate(row.response)
+
+
+def forget_expired(session: Session, *of: ColumnElement[bool]) -> None:
+    expired = IdempotencyKey.created_at < datetime.now(UTC) - KEPT
+    session.execute(delete(IdempotencyKey).where(expired, *of))
 
 
 def _digest(body: BaseModel) -> str:

@@ -255,7 +255,7 @@ def fail(
 def hand_back(session: Session, claim: Claim, payload: Json) -> None:
     """Queue the shard again, to be done otherwise; this attempt does not count."""
     job = get(session, claim.job_id, lock=True)
-    values = {"status": Status.queued, "attempt": claim.attempt - 1, "lease_until": None}
+    values = {"status": Status.queued, "attempt": Shard.attempt - 1, "lease_until": None}
     _write(session, claim, {**values, "payload": payload})
     job.sent_at = None
     notify(session, f"job {job.id}")

@@ -43,13 +43,14 @@ def release(
 
     Where the attempt does not count, as at an orderly stop, another worker may begin at once.
     """
+    job = get(session, job_id, lock=True)
     held = session.scalars(
-        select(Shard).where(
-            Shard.job_id == job_id, Shard.worker == worker, Shard.status == Status.running
-        )
+        select(Shard)
+        .where(Shard.job_id == job_id, Shard.worker == worker, Shard.status == Status.running)
+        .with_for_update()  # another may be taking over what has expired
     ).all()
     if held and not counts:
-        get(session, job_id, lock=True).sent_at = None
+        job.sent_at = None
     for shard in held:
         if not counts:
             shard.status, shard.attempt, shard.token = Status.queued, shard.attempt - 1, None
@@ -61,13 +62,18 @@ def release(
     return len(held)
 
 
-def sweep(session: Session, *, resend_after_seconds: float, max_attempts: int) -> list[Job]:
+def sweep(
+    session: Session, *, resend_after_seconds: float, lease_seconds: float, max_attempts: int
+) -> list[Job]:
     """Quarantine shards that died on their last attempt; return the jobs to send again.
 
     A job is due when it has a shard to take and no message was sent for it lately: whatever
     Redis lost, delivered twice or delivers late changes nothing.
     """
+    # Where Postgres was away, the living have a lease's time to say that they are.
+    settled = func.clock_timestamp() - timedelta(seconds=lease_seconds)
     expired = select(Shard).where(
+        func.pg_postmaster_start_time() < settled,
         Shard.status == Status.running,
         Shard.lease_until < func.clock_timestamp(),
         Shard.attempt >= max_attempts,

@@ -146,7 +146,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         seconds = time.monotonic() - self._step_began
         tokens = logs.pop("num_tokens", self._tokens)
         line = {"step": state.global_step, "total_steps": state.max_steps} | {
-            name: value
+            name: value if math.isfinite(value) else None  # NaN is no JSON
             for name, value in logs.items()
             if name.startswith(("rewards/", "logps/"))
             or name in ("loss", "learning_rate", "grad_norm", "epoch")

@@ -217,7 +217,9 @@ class Engine:
             if code is not None or time.monotonic() > deadline:
                 how = "did not become ready in time" if code is None else f"exited with {code}"
                 self.stop()
-                raise EngineStartError(f"the engine {how}\nIts last lines:\n{process.last_lines()}")
+                # One that was killed may start the next time; one that gave up will not.
+                kind = EngineError if code is not None and code < 0 else EngineStartError
+                raise kind(f"the engine {how}\nIts last lines:\n{process.last_lines()}")
             if self._admin.healthy():
                 return self._admin.canary()
             time.sleep(POLL_SECONDS)

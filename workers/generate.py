@@ -17,7 +17,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from shared import jobs
-from shared.db import transaction
+from shared.db import patiently, transaction
 from shared.engine_answers import EngineError, EngineRefused
 from shared.engine_client import EngineClient
 from shared.formats import ThoughtFormat
@@ -47,6 +47,12 @@ async def _main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
     with leases(job_id, worker) as held:
         async with EngineClient(engine_url) as client:
             await Generation(held, client, params, Path(model.path)).run()
+
+
+@patiently
+def _prompts(claim: Claim) -> list[ShardPrompt]:
+    with transaction() as session:
+        return load_prompts(session, claim.payload)
 
 
 class Generation:
@@ -98,8 +104,7 @@ class Generation:
 
         claim = await asyncio.to_thread(self._held.claim, on_lost)
         if claim is not None:
-            with transaction() as session:
-                prompts = load_prompts(session, claim.payload)
+            prompts = await asyncio.to_thread(_prompts, claim)
             self._under_way += len(prompts) * self._sampling.samples
             with bound(claim):  # the task keeps what is bound when it is made
                 task = asyncio.create_task(self._shard(claim, prompts))

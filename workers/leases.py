@@ -103,6 +103,13 @@ class Leases:
             jobs.finish(session, claim, result)
             write(session)
 
+    @contextmanager
+    def ours(self, claim: Claim) -> Iterator[None]:
+        """Nobody else can take the shard inside; raises `LeaseLost` where somebody has."""
+        with transaction() as session:
+            jobs.renew(session, claim, lease_seconds=self._settings.lease_seconds)
+            yield
+
     @patiently
     def fail(self, claim: Claim, error: StageError) -> None:
         """Record a failure; a shard that is no longer ours is another's to judge."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from workers.durable import sync, sync_names
 from workers.model_files import ModelFolderError, check_files
 from workers.weights import weights_files
 
@@ -52,11 +53,13 @@ def write_aside(folder: Path, write: Callable[[Path], None]) -> None:
         write(aside)
         for path in weights_files(aside):
             path.chmod(0o644)  # safetensors makes them readable by their owner alone
+        sync(aside)
         try:
             os.replace(aside, folder)
         except OSError:
             if not folder.is_dir():
                 raise
+        sync_names(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from workers.durable import sync, sync_names
 from workers.weights import weights_sha256
 
 log = logging.getLogger("workers.train")
@@ -20,7 +21,9 @@ WEIGHTS_SHA256 = "weights.sha256"
 def seal(checkpoint: Path) -> None:
     aside = checkpoint / f"{SEAL}.part"
     aside.write_text(json.dumps(_checksums(checkpoint)))
+    sync(checkpoint)
     aside.replace(checkpoint / SEAL)
+    sync_names(checkpoint)
 
 
 def _sealed(checkpoint: Path) -> dict[str, str]:

@@ -87,7 +87,11 @@ class Runtime:
         except (OSError, ValueError) as error:
             # Of the model's folder: it is gone, or its files cannot be read.
             logger.exception("cannot run the job")
-            self._fail(job_id, "worker_failed", f"{type(error).__name__}: {error}")
+            message = f"{type(error).__name__}: {error}"
+            if isinstance(error, FileNotFoundError | ValueError):
+                self._fail(job_id, "worker_failed", message)
+            else:  # of a disk or a machine, it may pass
+                self._in_vain(job_id, "worker_failed", message)
 
     def _fail(self, job_id: uuid.UUID, code: str, message: str) -> None:
         self._fruitless.pop(job_id, None)

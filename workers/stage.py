@@ -11,8 +11,9 @@ from typing import NoReturn
 import psycopg
 
 from shared import jobs, log
-from shared.db import is_away, patiently, transaction
+from shared.db import is_away, is_full, patiently, transaction
 from shared.engine_answers import EngineError
+from shared.jobs import LeaseLost
 from shared.settings import get_settings
 from workers.exhausted import DISK_FULL, disk_full_message, exit_status
 from workers.leases import StageError, new_worker_name
@@ -56,13 +57,20 @@ def start(args: argparse.Namespace, run: Callable[[], None]) -> None:
         except EngineError as error:
             logger.warning("left, for the engine failed: %s", error.message)
             sys.exit(ENGINE_FAILED)
+        except LeaseLost:
+            logger.warning("left, for the work is another's now")
+            sys.exit(LEASE_LOST)
         except Exception as error:
             if is_away(error) or isinstance(error, psycopg.OperationalError):
                 logger.warning("left, for the database was away: %s", type(error).__name__)
                 sys.exit(DATABASE_AWAY)
             if exit_status(error) != DISK_FULL:
                 raise
-            message = disk_full_message(get_settings().model_store)
+            message = (
+                "the database's disk is full; free some space and resume"
+                if is_full(error)
+                else disk_full_message(get_settings().model_store)
+            )
             _fail(args.job, StageError(message, code="disk_full"))
 
 

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session, aliased
 from shared import jobs
 from shared.db import transaction
 from shared.formats import ThoughtFormat
-from shared.jobs import Claim, LeaseLost
+from shared.jobs import Claim
 from shared.model_store import training_folder
 from shared.models import Completion, Iteration, Json, Model, Pair, Prompt
 from shared.settings import get_settings
@@ -57,8 +57,6 @@ def main(job_id: uuid.UUID, worker: str) -> None:
                 _train(held, claim)
             except StageError as error:
                 held.fail(claim, error)
-            except LeaseLost:
-                log.warning("the training's lease was lost; its result is dropped")
 
 
 def _leave() -> None:
@@ -72,7 +70,8 @@ def _train(held: Leases, claim: Claim) -> None:
         params = jobs.get(session, claim.job_id).params
         base = session.get_one(Model, uuid.UUID(params["model"]))
     assert base.path is not None
-    out = _workplace(training_folder(claim.job_id), claim)
+    with held.ours(claim):
+        out = _workplace(training_folder(claim.job_id), claim)
     pairs = out / "pairs.jsonl"
     _write_pairs(claim, params, pairs)
     training = params["training"] | claim.payload.get("smaller", {})
@@ -100,7 +99,7 @@ def _workplace(job_folder: Path, claim: Claim) -> Path:
     """A folder of this attempt's own, begun with all that the attempt before has left.
 
     That one may be suspended, and woken later: it knows the old name alone, so it cannot write
-    into this folder.
+    into this folder. Nor may it take the folder back: the claim must be held meanwhile.
     """
     out = job_folder / f"attempt-{claim.token.hex[:8]}"
     job_folder.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,8 @@ def _wait_for(process: subprocess.Popen[bytes], data: DataDir) -> str:
 
 def prepare(client: Client, console: Console) -> None:
     """Register the bundled model and the demo prompts, unless an earlier run has."""
-    if client.model(SEED_MODEL) is None:
+    model = client.model(SEED_MODEL)
+    if model is None or model["status"] == "failed":
         console.print(f"registering {SEED_MODEL}, which comes with the packages")
         client.register_model(SEED_MODEL, "bundled")
     client.wait_for_model(SEED_MODEL)

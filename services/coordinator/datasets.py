@@ -205,7 +205,11 @@ def _open_under_root(path: str) -> Any:
             "path: this server reads no files; set FORETHOUGHT_DATA_ROOT or upload the dataset",
             param="path",
         )
-    full = (root / path).resolve()
-    if not full.is_relative_to(root.resolve()) or not full.is_file():
-        raise InvalidRequest(f"path: no file {path!r} under the data root", param="path")
-    return full.open("rb")
+    try:
+        full = (root / path).resolve()
+        if full.is_relative_to(root.resolve()) and full.is_file():
+            return full.open("rb")
+    except (OSError, RuntimeError) as error:  # a name too long, a link to itself, no permission
+        reason = getattr(error, "strerror", None) or "it cannot be followed"
+        raise InvalidRequest(f"path: cannot read {path!r}: {reason}", param="path") from None
+    raise InvalidRequest(f"path: no file {path!r} under the data root", param="path")

@@ -19,9 +19,9 @@ from sqlalchemy.exc import DBAPIError
 from services.coordinator import prune
 from services.coordinator.advance import Services, advance, fail, stop_jobs
 from shared import broker, jobs, log, recovery
-from shared.db import listen, transaction
+from shared.db import is_away, listen, transaction
 from shared.errors import PlatformError
-from shared.models import Iteration, Job, JobKind
+from shared.models import Iteration, Job, JobKind, Json
 from shared.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -29,9 +29,10 @@ COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
 """OpenTelemetry's own variable; unset, there are no traces."""
 
 
-def tick(services: Services) -> None:
-    """One look at everything: iterations not ended, jobs of ended ones, what pruned ones have left,
-    jobs without a message."""
+def tick(services: Services, stop: threading.Event) -> None:
+    """One look at everything: jobs without a message, jobs of ended iterations, iterations not
+    ended, what pruned ones have left. Asked to stop, it ends after the step that it is at."""
+    sweep()
     with transaction() as session:
         unfinished = session.scalars(
             select(Iteration.id)
@@ -48,20 +49,28 @@ def tick(services: Services) -> None:
             )
             .distinct()
         ).all()
-    for iteration_id in (*unfinished, *ended):
-        _take(services, iteration_id)
-    prune.send(services)
-    sweep()
+    for iteration_id in (*ended, *unfinished):
+        _take(services, iteration_id, stop)
+    if not stop.is_set():
+        prune.send(services)
 
 
-def _take(services: Services, iteration_id: uuid.UUID) -> None:
-    """Do what an iteration needs, unless another loop is at it."""
+def _take(services: Services, iteration_id: uuid.UUID, stop: threading.Event) -> None:
+    """Do what an iteration needs, unless another loop is at it. What is wrong with one holds up no
+    other."""
     with log.bind(iteration=str(iteration_id)):
         try:
-            while _step(services, iteration_id):
+            while not stop.is_set() and _step(services, iteration_id):
                 pass
         except PlatformError as error:
             _refused(iteration_id, error)
+        except DBAPIError as error:
+            if is_away(error):
+                raise
+            logger.warning("will retry: %s", type(error.orig).__name__)
+        except Exception as error:
+            logger.exception("cannot go on with the iteration")
+            _broken(iteration_id, error)
 
 
 def _step(services: Services, iteration_id: uuid.UUID) -> bool:
@@ -86,10 +95,23 @@ def _refused(iteration_id: uuid.UUID, error: PlatformError) -> None:
     if error.status >= 500:
         logger.warning("will retry: %s", error.message)
         return
+    _end(iteration_id, error.envelope()["error"])
+
+
+def _broken(iteration_id: uuid.UUID, error: Exception) -> None:
+    """A fault of the platform's own, which another try would meet again."""
+    message = (
+        f"the loop cannot go on with it ({type(error).__name__}; its log says more). What was done "
+        "is kept: POST /iterations/{id}/resume once that is mended"
+    )
+    _end(iteration_id, {"code": "loop_failed", "message": message, "param": None})
+
+
+def _end(iteration_id: uuid.UUID, error: Json) -> None:
     with transaction() as session:
         iteration = session.get(Iteration, iteration_id, with_for_update={"key_share": True})
         if iteration is not None and iteration.finished_at is None:
-            fail(session, iteration, error.envelope()["error"] | {"stage": iteration.stage})
+            fail(session, iteration, error | {"stage": iteration.stage})
 
 
 def sweep() -> None:
@@ -98,6 +120,7 @@ def sweep() -> None:
         due = recovery.sweep(
             session,
             resend_after_seconds=settings.resend_after_seconds,
+            lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
         )
         for job in due:
@@ -150,7 +173,7 @@ def main() -> None:
     logger.info("loop started", extra={"at": datetime.now(UTC).isoformat()})
     while not stop.is_set():
         try:
-            tick(services)
+            tick(services, stop)
             retention.look()
         except DBAPIError as error:
             logger.warning("database away: %s", type(error.orig).__name__)

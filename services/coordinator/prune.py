@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from services.coordinator import events
 from services.coordinator.advance import Services
 from services.coordinator.state import job_id
-from shared import audit
+from shared import audit, idempotency
 from shared.db import SessionDep, transaction
 from shared.errors import PlatformError
 from shared.jobs import UNFINISHED
@@ -161,17 +161,20 @@ def send(services: Services) -> None:
 
 
 class Retention:
-    """Prunes by the setting, where there is one, once an hour. Of several loops the first to look
-    marks a run; the others find it marked."""
+    """Once an hour, forgets answers kept for repeats, and prunes by the setting, where there is
+    one. Of several loops the first to look marks a run; the others find it marked."""
 
     def __init__(self) -> None:
         self._next = 0.0
 
     def look(self) -> None:
-        days = get_settings().retention_days
-        if days is None or time.monotonic() < self._next:
+        if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + LOOK_SECONDS
+        with transaction() as session:
+            idempotency.forget_expired(session)
+        if (days := get_settings().retention_days) is None:
+            return
         with transaction() as session:
             marked = mark(session, days)
         logger.info("marked as pruned", extra={"iterations": len(marked)})

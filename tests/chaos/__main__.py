@@ -35,6 +35,8 @@ def plan(expected: Reference, runs: int, rng: random.Random) -> list[Disturbance
         *disturbances.stops(expected.seconds, rng),
         *disturbances.skews(),
     ]
+    left_out = max(0, len(chosen) - runs)
+    out.print(f"{len(chosen)} disturbances other than kills at random; {left_out} are left out")
     more = max(0, runs - len(chosen))
     chosen += disturbances.random_kills(more, expected.seconds, rng)
     rng.shuffle(chosen)
@@ -90,7 +92,7 @@ def _kill(rng: random.Random) -> disturbances.Act:
 
 def summary(outcomes: list[Outcome]) -> Table:
     table = Table(title="disturbed iterations")
-    outcomes = [o for o in outcomes if not o.undone]
+    outcomes = [o for o in outcomes if o.problem or not o.undone]
     for column in ("runs", "kills", "same", "lost rows", "doubled rows"):
         table.add_column(column, justify="right")
     table.add_column("sampled again, shards (mean / most)", justify="right")

@@ -107,7 +107,8 @@ def _acts(
 
 
 class _Sleeper:
-    """Puts the worker of a stage that has stopped to sleep, too, and wakes both after the lease."""
+    """Puts all from a process that has stopped up to its worker to sleep, and wakes them after the
+    lease."""
 
     def __init__(self, platform: ChaosPlatform) -> None:
         self._platform = platform
@@ -122,7 +123,7 @@ class _Sleeper:
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 if process.status() == psutil.STATUS_STOPPED:
-                    self._asleep = [process, *_worker_of(process)]
+                    self._asleep = [process, *_up_to_worker(process)]
                     self._wake_at = time.monotonic() + 2 * self._platform.lease_seconds + 2
         for process in self._asleep:
             os.kill(process.pid, signal.SIGSTOP)
@@ -134,8 +135,11 @@ class _Sleeper:
         self._asleep = []
 
 
-def _worker_of(process: psutil.Process) -> list[psutil.Process]:
-    return [p for p in process.parents() if "workers.tasks" in p.cmdline()]
+def _up_to_worker(process: psutil.Process) -> list[psutil.Process]:
+    """Of a training: its stage, which keeps the lease, and the worker."""
+    parents = process.parents()
+    workers = [n for n, p in enumerate(parents, 1) if "workers.tasks" in p.cmdline()]
+    return parents[: max(workers, default=0)]
 
 
 def _compare(

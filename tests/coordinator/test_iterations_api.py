@@ -1,5 +1,6 @@
 """What POST /iterations accepts, refuses and draws; datasets by upload and by file."""
 
+import errno
 import io
 import json
 import uuid
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select, text
+from starlette.datastructures import UploadFile
 
 from services.coordinator.prompt_lines import MAX_LINE_BYTES
 from services.coordinator.state import job_id
@@ -249,10 +251,23 @@ def test_a_file_is_read_only_below_the_data_root(
     assert post("good.jsonl").json()["error"]["param"] == "path", "read with no root set"
     settings = Settings(data_root=root)
     monkeypatch.setattr("services.coordinator.datasets.get_settings", lambda: settings)
-    for path in ("../secret.jsonl", str(tmp_path / "secret.jsonl"), "link.jsonl", "none.jsonl"):
+    (root / "loop.jsonl").symlink_to(root / "loop.jsonl")
+    outside = ("../secret.jsonl", str(tmp_path / "secret.jsonl"), "link.jsonl")
+    for path in (*outside, "none.jsonl", "loop.jsonl", "x" * 300):
         assert post(path).json()["error"]["param"] == "path", path
     assert post("good.jsonl").status_code == 201
     assert get_settings().data_root is None
+
+
+def test_an_upload_that_finds_no_room_is_told_so(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(UploadFile, "write", full)
+    answer = upload(client, json.dumps(LINE))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "disk_full")
 
 
 def test_cancelling_ends_the_rest_of_the_run_and_repeats(client: TestClient) -> None:

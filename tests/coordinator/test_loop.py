@@ -1,5 +1,6 @@
 """What the loop tells the services, and what is in the record by then."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from services.coordinator.advance import Services
 from services.coordinator.loop import tick
 from shared.client import ServiceClient
 from shared.db import transaction
+from shared.errors import Unavailable
 from shared.models import Iteration, Pair
 from tests import evaluated_runs, factories
 from tests.evaluated_runs import Out
@@ -36,9 +38,36 @@ def test_a_training_is_asked_for_once_its_pairs_are_in_the_record(
     monkeypatch.setattr(ServiceClient, "put", put)
     nobody = ServiceClient("http://127.0.0.1:1", "")
     with pytest.raises(KeyboardInterrupt):
-        tick(Services(generate=nobody, judge=nobody, train=nobody))
+        tick(Services(generate=nobody, judge=nobody, train=nobody), threading.Event())
     assert seen == [("train", 2)]
     with transaction() as session:
         pairing = session.get_one(Iteration, id_).pairing
         assert pairing is not None
         assert pairing["kept"] == 2
+
+
+def test_an_iteration_that_cannot_go_on_holds_up_no_other(
+    clean_database: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with transaction() as session:
+        seed = factories.model(session)
+        dataset = factories.dataset(session, train=2, validation=1)
+        broken = evaluated_runs.running(session, dataset, seed)
+        whole = evaluated_runs.running(session, dataset, seed, number=2)
+        broken.config = broken.config | {"a_field": "of another version"}
+        ids = broken.id, whole.id
+    asked = []
+
+    def put(client: ServiceClient, path: str, body: Any, **params: Any) -> None:
+        asked.append(body.get("iteration_id"))
+        raise Unavailable("not now")
+
+    monkeypatch.setattr(ServiceClient, "put", put)
+    nobody = ServiceClient("http://127.0.0.1:1", "")
+    tick(Services(generate=nobody, judge=nobody, train=nobody), threading.Event())
+    assert str(ids[1]) in asked
+    with transaction() as session:
+        error = session.get_one(Iteration, ids[0]).error
+        assert error is not None
+        assert error["code"] == "loop_failed"
+        assert session.get_one(Iteration, ids[1]).finished_at is None

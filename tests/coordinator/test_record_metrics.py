@@ -81,7 +81,7 @@ def test_a_lease_is_lost_when_another_takes_the_shard_and_at_the_last_attempt(
     for _ in range(3):
         claim(session, job, lease=-1)
     assert values(session)["leases_lost_total", "train"] == 2
-    recovery.sweep(session, resend_after_seconds=15, max_attempts=3)
+    recovery.sweep(session, resend_after_seconds=15, lease_seconds=0, max_attempts=3)
     found = values(session)
     assert found["leases_lost_total", "train"] == 3
     assert found["jobs", "train", "failed"] == 1

@@ -40,7 +40,10 @@ def must_claim(session: Session, job: Job, worker: str = "w", lease: float = 30)
 
 
 def due(session: Session) -> list[uuid.UUID]:
-    return [j.id for j in recovery.sweep(session, resend_after_seconds=15, max_attempts=3)]
+    return [
+        j.id
+        for j in recovery.sweep(session, resend_after_seconds=15, lease_seconds=0, max_attempts=3)
+    ]
 
 
 def skip_delay(session: Session, job: Job) -> None:
@@ -159,6 +162,15 @@ def test_the_sweeper_quarantines_a_shard_that_killed_three_workers(session: Sess
     assert ended.error["code"] == "worker_lost"
 
 
+def test_the_sweeper_waits_a_lease_after_postgres_was_away(session: Session) -> None:
+    job = submit(session, shards=1)
+    for _ in range(3):
+        must_claim(session, job, lease=-1)
+    # Longer ago than the server was started: the living have not had time to renew.
+    recovery.sweep(session, resend_after_seconds=15, lease_seconds=1e9, max_attempts=3)
+    assert jobs.get(session, job.id).status is Status.running
+
+
 def test_a_dead_workers_shards_are_given_back_at_once(session: Session) -> None:
     job = submit(session)
     must_claim(session, job, "dead")
@@ -258,6 +270,29 @@ def test_shards_of_one_job_may_be_finished_at_the_same_time(clean_database: Engi
         slow.commit()
     with transaction() as session:
         assert jobs.get(session, job.id).status is Status.succeeded
+
+
+def test_what_another_takes_over_meanwhile_is_not_given_back(clean_database: Engine) -> None:
+    with transaction() as session:
+        job = submit(session, shards=1)
+        must_claim(session, job, "late", lease=-1)
+    given_back: list[int] = []
+
+    def give_back() -> None:
+        with transaction() as session:
+            given_back.append(
+                recovery.release(session, job.id, "late", ERROR, max_attempts=3, counts=False)
+            )
+
+    late = threading.Thread(target=give_back)
+    with transaction() as session:
+        successor = must_claim(session, job, "successor")
+        late.start()
+        late.join(timeout=0.5)  # it waits for the row
+    late.join()
+    assert given_back == [0]
+    with transaction() as session:
+        jobs.finish(session, successor, {})
 
 
 def test_a_shard_given_back_at_an_orderly_stop_costs_no_attempt(session: Session) -> None:

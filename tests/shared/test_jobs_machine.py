@@ -162,7 +162,7 @@ class JobLife(RuleBasedStateMachine):
         claim = self._any_claim(data)
         piece = self._write(claim, lambda s: jobs.hand_back(s, claim, {"smaller": True}))
         if piece is not None:
-            piece.queue(attempt=claim.attempt - 1, due=True)
+            piece.queue(attempt=piece.attempt - 1, due=True)
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data())
@@ -200,7 +200,9 @@ class JobLife(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         with transaction() as session:
-            due = recovery.sweep(session, resend_after_seconds=0, max_attempts=MAX_ATTEMPTS)
+            due = recovery.sweep(
+                session, resend_after_seconds=0, lease_seconds=0, max_attempts=MAX_ATTEMPTS
+            )
             sent = self.job_id in {job.id for job in due}
         for piece in self.model.pieces:
             if piece.expired and piece.owner is not None and piece.attempt >= MAX_ATTEMPTS:

@@ -20,7 +20,7 @@ from tests.engine_scripts import Play
 from tests.scripted_engine import ScriptedEngine, running
 from tests.workers import tiny_model
 from workers import engine_process
-from workers.engine import Engine, EngineStartError, ModelWeights
+from workers.engine import Engine, EngineError, EngineStartError, ModelWeights
 from workers.model_folder import write_probe
 from workers.runtime import Runtime
 from workers.weights import weights_sha256
@@ -52,6 +52,18 @@ def test_the_next_server_decodes_half_as_many_at_once(
     engine.close()
     most = get_settings().max_num_seqs
     assert tried == [most, most // 2, most // 4]
+
+
+def test_an_engine_that_was_killed_while_it_started_may_start_the_next_time(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(engine_process, "command", lambda *_: killed)
+    engine = Engine(1, "was-killed")
+    with pytest.raises(EngineError, match="exited with -9") as e:
+        engine.ensure(ModelWeights("tiny", tiny, "0" * 64))
+    assert not isinstance(e.value, EngineStartError)
+    engine.close()
 
 
 def refuses_the_prompt(prompt: str, _: int) -> Play:

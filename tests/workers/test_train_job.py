@@ -1,6 +1,7 @@
 """What becomes of a training job whose process runs out of memory or disk."""
 
 import json
+import shutil
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,8 @@ from sqlalchemy import Engine, select
 
 from shared import jobs
 from shared.db import transaction
-from shared.jobs import Claim, NewShard
+from shared.jobs import Claim, LeaseLost, NewShard
+from shared.model_store import training_folder
 from shared.models import JobKind, Shard, Status
 from shared.schemas import Training
 from tests import factories
@@ -98,3 +100,23 @@ def test_what_ran_out_is_told_by_the_error_or_its_cause() -> None:
     allocator = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
     assert exit_status(allocator) == OUT_OF_MEMORY
     assert exit_status(ValueError("other")) is None
+
+
+def test_a_training_that_is_woken_late_does_not_take_the_folder_back(
+    clean_database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submit(FAST)
+
+    def claim(worker: str, lease: float) -> Claim:
+        with transaction() as session:
+            taken = jobs.claim(session, job_id, worker=worker, lease_seconds=lease, max_attempts=3)
+        assert taken is not None
+        return taken
+
+    late, successor = claim("late", -1), claim("successor", 30)
+    theirs = train_job._workplace(training_folder(job_id), successor)
+    (theirs / "inputs.sha256").write_text("as of a training under way")
+    with pytest.raises(LeaseLost):
+        train_job._train(Leases(job_id, "late"), late)
+    assert [path.name for path in training_folder(job_id).iterdir()] == [theirs.name]
+    shutil.rmtree(training_folder(job_id))
