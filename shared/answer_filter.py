@@ -1,14 +1,15 @@
 """Keeps a second thought out of an answer.
 
 An answer begins behind the response marker, and normally holds no thought. A model may begin
-another one all the same: from the thought marker, in whatever case, to the next response marker
+another one all the same: from a thought's marker, in whatever case, to the one that ends it
 nothing is shown. Text that may yet become a marker is held back, so the result does not depend on
 where pieces end.
 """
 
 import string
+from collections.abc import Sequence
 
-from shared.formats import ThoughtFormat
+from shared.formats import Marks, ThoughtFormat
 
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
@@ -21,11 +22,11 @@ def fold(text: str) -> str:
 class AnswerFilter:
     """`feed` the answer's pieces as they come, then `end`; what they return is to be shown."""
 
-    def __init__(self, thought_marker: str, response_marker: str) -> None:
-        self._thought_marker = fold(thought_marker)
-        self._response_marker = fold(response_marker)
+    def __init__(self, marks: Sequence[Marks]) -> None:
+        """Without `marks`, all is shown."""
+        self._marks = [Marks(fold(begin), fold(end)) for begin, end in marks]
         self._held = ""
-        self._thinking = False
+        self._thinking: Marks | None = None
         self._begun = False
         self.hidden = 0
         """Thoughts that have been kept out so far."""
@@ -33,25 +34,38 @@ class AnswerFilter:
         """Characters from the answer's beginning that are known to come before any thought."""
 
     def feed(self, text: str) -> str:
-        if not self._thought_marker:
-            self.clear += len(text)
-            return self._without_leading_space(text)
         self._held += text
         shown = ""
-        while True:
-            marker = self._response_marker if self._thinking else self._thought_marker
-            folded = fold(self._held)
-            at = folded.find(marker)
-            end = len(folded) - held_back(folded, marker) if at < 0 else at
-            if not self._thinking:
-                shown += self._held[:end]
-                self.clear += 0 if self.hidden else end
-            if at < 0:
-                self._held = self._held[end:]
-                break
-            self._held, self._thinking = self._held[at + len(marker) :], not self._thinking
-            self.hidden += self._thinking
+        while (found := self._found()) is not None:
+            at, marker, marks = found
+            shown += self._shown(at)
+            self._held = self._held[at + len(marker) :]
+            self._thinking = None if self._thinking else marks
+            self.hidden += self._thinking is not None
+        folded = fold(self._held)
+        end = len(folded) - max((held_back(folded, m) for m, _ in self._awaited()), default=0)
+        shown += self._shown(end)
+        self._held = self._held[end:]
         return self._without_leading_space(shown)
+
+    def _awaited(self) -> list[tuple[str, Marks]]:
+        """Markers that change what is shown, each with its pair."""
+        if self._thinking:
+            return [(self._thinking.end, self._thinking)]
+        return [(marks.begin, marks) for marks in self._marks]
+
+    def _found(self) -> tuple[int, str, Marks] | None:
+        """Where the first of them stands."""
+        folded = fold(self._held)
+        places = [(folded.find(m), m, marks) for m, marks in self._awaited()]
+        return min((p for p in places if p[0] >= 0), key=lambda p: p[0], default=None)
+
+    def _shown(self, end: int) -> str:
+        """What is held, up to here, unless it is a thought."""
+        if self._thinking:
+            return ""
+        self.clear += 0 if self.hidden else end
+        return self._held[:end]
 
     def end(self) -> str:
         """What was held back and became no marker."""
@@ -72,7 +86,7 @@ def visible(response: str | None, fmt: ThoughtFormat) -> str | None:
     """What of a whole response is shown to who may not read thoughts; None is no response."""
     if response is None:
         return None
-    thoughts = AnswerFilter(fmt.thought_marker, fmt.response_marker)
+    thoughts = AnswerFilter(fmt.marks)
     return thoughts.feed(response) + thoughts.end()
 
 

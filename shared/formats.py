@@ -5,9 +5,21 @@ one (`none`) is the direct baseline, whose whole output is the response.
 Source of the generic and specific prompts: Wu et al., arXiv 2410.10630, figure 2.
 """
 
+from typing import NamedTuple
+
 from pydantic import Field, model_validator
 
 from shared.strict import Strict
+
+
+class Marks(NamedTuple):
+    """What a thought begins and ends with."""
+
+    begin: str
+    end: str
+
+
+NATIVE = Marks("<think>", "</think>")
 
 
 class ThoughtFormat(Strict):
@@ -40,6 +52,13 @@ class ThoughtFormat(Strict):
     def prefix(self) -> str:
         """What the model's turn begins with before it writes anything; part of the output."""
         return self.thought_marker if self.prefill else ""
+
+    @property
+    def marks(self) -> tuple["Marks", ...]:
+        """Between which nothing of an answer is shown: the format's own, and those that models
+        which think by themselves write whatever they are asked for."""
+        own = Marks(self.thought_marker, self.response_marker)
+        return tuple(dict.fromkeys(m for m in (own, NATIVE) if m.begin))
 
     def prompt(self, query: str) -> str:
         """The user message for `query`. Plain replacement: braces in a query mean nothing."""
@@ -82,7 +101,7 @@ SPECIFIC = ThoughtFormat(
     response_marker="<R>",
 )
 THINK = ThoughtFormat(
-    name="think", thought_marker="<think>", response_marker="</think>", prefill=True
+    name="think", thought_marker=NATIVE.begin, response_marker=NATIVE.end, prefill=True
 )
 NONE = ThoughtFormat(name="none")
 

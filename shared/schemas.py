@@ -281,9 +281,9 @@ class _MayHaveFormat(Strict):
 class ModelRegistration(_MayHaveFormat):
     """A model by Hub id, folder or GGUF file; it becomes the next version of `name`.
 
-    `thought_format` says how chat is to have it think when it is promoted as it is: `think` for a
-    model that does so by itself. Without it, it answers directly. Training sets a format of its
-    own.
+    `thought_format` says how chat is to have it think when it is promoted as it is. Without it, it
+    is `think` for a model whose chat template knows `<think>`, and others answer directly. Training
+    sets a format of its own.
     """
 
     name: Name

@@ -124,7 +124,10 @@ class ScriptedEngine:
         )
         ids, ends, text = self.written(play.text, skips)
         budget = body["max_tokens"]
-        stops = [(text.find(s) + len(s), s) for s in body.get("stop") or [] if s in text]
+        # As in vLLM, the first tokens are not searched.
+        least = ends[: body.get("min_tokens", 0)][-1:]
+        found = [(text.find(s, *least), s) for s in body.get("stop") or []]
+        stops = [(at + len(s), s) for at, s in found if at >= 0]
         if stops:
             end, stop = min(stops)
             count = next(i for i, e in enumerate(ends) if e >= end) + 1
@@ -296,8 +299,10 @@ class ScriptedEngine:
             yield choice
 
     def _columns(self, ids: list[int]) -> dict[str, list[Any]]:
-        """Made-up log-probabilities of these tokens; each one's rival is `?`."""
+        """Made-up log-probabilities of these tokens; each one's rival is `?`. As in vLLM, a part
+        of a character is told as nothing."""
         tokens = [self.tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+        tokens = ["" if "\ufffd" in token else token for token in tokens]
         values = [-0.5] * len(ids)
         tops = [{token: -0.5, "?": -1.5} for token in tokens]
         return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops}

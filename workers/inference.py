@@ -24,7 +24,7 @@ from shared.db import notify, transaction
 from shared.models import Serving
 from shared.settings import get_settings
 from workers import engine_metrics
-from workers.engine import Engine, EngineError, ModelWeights
+from workers.engine import Engine, EngineError, EngineStartError, ModelWeights, SwapError
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
@@ -96,7 +96,10 @@ class Inference:
             delay = min(RETRY_SECONDS * 2**before, MAX_RETRY_SECONDS)
             self._failed, self._failures = model.id, before + 1
             self._retry_at = time.monotonic() + delay
-            self._record(None, "failed", str(error).splitlines()[0])
+            # Clients see it: nothing of what the engine itself says of the matter.
+            ours = isinstance(error, EngineStartError | SwapError)
+            why = str(error).splitlines()[0] if ours else "its engine does not work; see its log"
+            self._record(None, "failed", why)
             return
         self._failed, self._checked_at = None, time.monotonic()
         self._record(model, "ready")

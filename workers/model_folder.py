@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from shared.formats import NATIVE, THINK, ThoughtFormat
 from workers.durable import sync, sync_names
 from workers.model_files import ModelFolderError, check_files
 from workers.weights import weights_files
@@ -82,6 +83,21 @@ def check_folder(folder: Path) -> None:
             f"{folder} writes its thoughts in channels (Harmony, as gpt-oss does), which are not "
             "told apart here; an answer would show them"
         )
+
+
+def native_format(folder: Path) -> ThoughtFormat | None:
+    """How a model thinks by itself, which its chat template tells; None where it does not."""
+    template = AutoTokenizer.from_pretrained(folder).chat_template
+    return THINK if NATIVE.end in str(template) else None
+
+
+def opens_thought(folder: Path) -> bool:
+    """Whether the template begins the model's turn inside a thought."""
+    question = [{"role": "user", "content": "?"}]
+    turn = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        question, tokenize=False, add_generation_prompt=True
+    )
+    return str(turn).rstrip().endswith(NATIVE.begin)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -4,6 +4,7 @@
 """
 
 import uuid
+from pathlib import Path
 from typing import cast
 
 from sqlalchemy import CursorResult, update
@@ -11,10 +12,12 @@ from sqlalchemy.orm import Session
 
 from shared import jobs
 from shared.db import transaction
+from shared.formats import NATIVE
 from shared.jobs import Claim
-from shared.models import Model
+from shared.models import Json, Model
 from shared.settings import get_settings
 from workers.leases import Leases, StageError, bound, leases
+from workers.model_folder import native_format, opens_thought
 from workers.stage import arguments, start
 from workers.unpack import UnpackError, origin, unpack
 from workers.weights import weights_sha256
@@ -31,22 +34,46 @@ def main(job_id: uuid.UUID, worker: str) -> None:
 def _register(held: Leases, claim: Claim) -> None:
     with transaction() as session:
         params = jobs.get(session, claim.job_id).params
+        given = session.get_one(Model, uuid.UUID(params["model_id"])).thought_format
     try:
         folder = unpack(params["source"], get_settings().model_store / "base")
     except UnpackError as error:
         held.fail(claim, StageError(str(error), code="model_unusable", param="source"))
         return
-    digest = weights_sha256(folder)
+    digest, thought_format = weights_sha256(folder), _format(folder, given)
 
     def write(session: Session) -> None:
         done = session.execute(
             update(Model)
             .where(Model.id == uuid.UUID(params["model_id"]))
-            .values(path=str(folder.resolve()), weights_sha256=digest, lineage=origin(folder))
+            .values(
+                path=str(folder.resolve()),
+                weights_sha256=digest,
+                lineage=origin(folder),
+                thought_format=thought_format,
+            )
         )
         assert cast("CursorResult[object]", done).rowcount == 1
 
     held.finish(claim, {"weights_sha256": digest}, write)
+
+
+def _format(folder: Path, given: Json | None) -> Json | None:
+    """As the registration says; else the model's own. Without one, all that it writes is shown.
+
+    Raises `StageError` for one that would show what the template has begun as a thought.
+    """
+    if given is None:
+        native = native_format(folder)
+        return None if native is None else native.model_dump()
+    if given["response_marker"] != NATIVE.end and opens_thought(folder):
+        raise StageError(
+            f"thought_format: this model's chat template begins each turn with {NATIVE.begin}, so "
+            "its format can only be `think`",
+            code="model_unusable",
+            param="thought_format",
+        )
+    return given
 
 
 if __name__ == "__main__":

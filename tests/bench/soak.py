@@ -83,10 +83,20 @@ def main() -> None:
             watcher.join()
             time.sleep(10)  # kept-alive connections to the engine end
             left = process.num_fds()
+    grown = _report(console, done, samples, args.seconds, idle, left)
+    if done.errors or grown or left > idle:
+        raise SystemExit("requests were lost, memory grew by a tenth, or descriptors are open")
+
+
+def _report(
+    console: Console, done: load.Load, samples: list[Sample], seconds: float, idle: int, left: int
+) -> bool:
+    """Whether memory grew by more than a tenth after the first minute."""
     # The first minute fills pools and caches.
-    warm = [sample for sample in samples if sample.seconds >= min(60, args.seconds / 4)]
+    warm = [sample for sample in samples if sample.seconds >= min(60, seconds / 4)]
     console.print(
-        f"{len(done.latencies)} requests in {done.seconds:.0f} s, {done.per_second:.0f}/s, "
+        f"{len(done.latencies)} requests in {done.seconds:.0f} s, {done.per_second:.0f}/s, one in "
+        f"ten left in the middle, "
         f"{done.errors} lost; p50 {done.percentile(50) * 1000:.0f} ms, "
         f"p99 {done.percentile(99) * 1000:.0f} ms"
     )
@@ -95,6 +105,7 @@ def main() -> None:
         f"{warm[-1].mib:.1f} at the end, at most {max(s.mib for s in warm):.1f}; "
         f"descriptors {idle} before, at most {max(s.descriptors for s in samples)}, {left} after"
     )
+    return warm[-1].mib > 1.1 * warm[0].mib
 
 
 def _coordinator() -> psutil.Process:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from shared.formats import NONE, SPECIFIC, THINK
 from tests.workers import tiny_model
+from workers import register
+from workers.leases import StageError
 from workers.model_files import ModelFolderError, check_files
 from workers.unpack import UnpackError, unpack
 
@@ -150,3 +153,26 @@ def test_what_nobody_reads_may_be_there(model: Path) -> None:
     (model / "original").mkdir()
     (model / "original" / "consolidated.00.pth").write_bytes(b"")
     check_files(model)
+
+
+def templated(model: Path, opens: str) -> Path:
+    """A model whose template knows thoughts, and begins the turn with `opens`."""
+    file = model / "chat_template.jinja"
+    template = file.read_text().replace(
+        "assistant\n{% endif %}", "assistant\n" + opens + "{% endif %}"
+    )
+    file.write_text("{# drops what stands before </think> #}" + template)
+    return model
+
+
+def test_a_native_thinker_is_told_by_its_template(whole: Path, model: Path) -> None:
+    assert register._format(whole, None) is None
+    assert register._format(templated(model, ""), None) == THINK.model_dump()
+    assert register._format(model, SPECIFIC.model_dump()) == SPECIFIC.model_dump()
+
+
+def test_what_begins_each_turn_with_a_thought_has_no_other_format(model: Path) -> None:
+    templated(model, "<think>\n")
+    assert register._format(model, THINK.model_dump()) == THINK.model_dump()
+    with pytest.raises(StageError, match=r"thought_format.*begins each turn"):
+        register._format(model, NONE.model_dump())

@@ -91,8 +91,9 @@ class EventStream(Response):
         self, events: Events, failed: Callable[[PlatformError], bytes]
     ) -> AsyncGenerator[bytes]:
         try:
-            async for event in events:
-                yield event
+            async with aclosing(events):
+                async for event in events:
+                    yield event
             self._outcome = Outcome.answered
         except PlatformError as error:
             self._outcome = outcome_of(error)

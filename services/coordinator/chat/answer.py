@@ -1,12 +1,15 @@
 """What a client gets to see of one answer: text, tool calls and log-probabilities, from the pieces
 that the engine's second phase makes. No I/O."""
 
+import string
 from dataclasses import dataclass, field
 
 from services.coordinator.chat.tool_calls import Call, ToolCallReader
 from shared.answer_filter import AnswerFilter
 from shared.engine_answers import Choice, TokenLogprob
 from shared.errors import PlatformError, Unavailable
+
+UNTOLD = string.whitespace + "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class AnswerReader:
                 text += self._tools.end()
         self._has_text |= bool(text)
         self._has_calls |= bool(calls)
-        logprobs = self._logprobs.take(choice.logprobs)
+        logprobs = self._logprobs.take(choice)
         return Piece(text, calls, logprobs, self._finish_reason(choice))
 
     @property
@@ -64,21 +67,37 @@ class AnswerReader:
 
 class _Logprobs:
     """Gives a token out once its text is shown: not while that is held back, nor behind a hidden
-    thought, nor where it is part of a stop string or the model's end."""
+    thought, nor where it is part of a stop string or the model's end.
+
+    A token is found in the answer by its text. Lengths do not add up: an engine writes nothing for
+    a part of a character, and some write a token without the space before it.
+    """
 
     def __init__(self, thoughts: AnswerFilter) -> None:
         self._thoughts = thoughts
         self._waiting: list[TokenLogprob] = []
+        self._answer = ""
         self._end = 0
         """Offset in the answer of the last token given out."""
 
-    def take(self, rows: list[TokenLogprob]) -> list[TokenLogprob]:
-        self._waiting += rows
+    def take(self, choice: Choice) -> list[TokenLogprob]:
+        self._answer += choice.text
+        self._waiting += choice.logprobs
         count = 0
-        for token in self._waiting:
-            if self._end + len(token.text) > self._thoughts.clear:
-                break
-            self._end += len(token.text)
+        while count < len(self._waiting) and self._passes(self._waiting[count].text):
             count += 1
         given, self._waiting = self._waiting[:count], self._waiting[count:]
         return given
+
+    def _passes(self, text: str) -> bool:
+        clear = self._thoughts.clear
+        bare = text.strip(UNTOLD)
+        if not bare:  # says nothing, but may be part of a stop string
+            return not text or self._end < clear
+        while self._end < clear and self._answer[self._end] in UNTOLD:
+            self._end += 1
+        end = self._end + len(bare)
+        if end > clear or not self._answer.startswith(bare, self._end):
+            return False
+        self._end = end
+        return True

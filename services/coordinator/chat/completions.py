@@ -1,6 +1,5 @@
 """A turn as OpenAI's chat completion: one body, or chunks."""
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -10,7 +9,7 @@ from typing import Any
 import orjson
 
 from services.coordinator.chat.answer import Piece
-from services.coordinator.chat.merge import begun, merged
+from services.coordinator.chat.merge import begun, merged, together
 from services.coordinator.chat.turn import Turn, Usage
 from shared.engine_answers import TokenLogprob
 from shared.errors import PlatformError
@@ -21,7 +20,7 @@ Body = dict[str, Any]
 async def whole(turn: Turn) -> Body:
     """The response body of a request without `stream`."""
     await turn.think()
-    choices = await asyncio.gather(*(_choice(turn, k) for k in range(turn.request.n)))
+    choices = await together(_choice(turn, k) for k in range(turn.request.n))
     return _base(turn, "chat.completion") | {"choices": choices, "usage": _usage(turn.usage)}
 
 
@@ -106,10 +105,15 @@ def _logprobs(turn: Turn, rows: list[TokenLogprob]) -> Body | None:
     count = turn.request.top_logprobs or 0
     content = [
         _token(row.text, row.logprob)
-        | {"top_logprobs": [_token(*top) for top in list(row.top.items())[:count]]}
+        | {"top_logprobs": [_token(*top) for top in _likeliest(row, count)]}
         for row in rows
     ]
     return {"content": content, "refusal": None}
+
+
+def _likeliest(row: TokenLogprob, count: int) -> list[tuple[str, float]]:
+    """vLLM lists the token that was drawn first, however likely it was."""
+    return sorted(row.top.items(), key=lambda top: -top[1])[:count]
 
 
 def _token(text: str, logprob: float) -> Body:

@@ -1,12 +1,15 @@
 """What one request does side by side: its choices, and thinking while the client is told so."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
+from contextlib import aclosing, asynccontextmanager
+from typing import TypeVar
 
 from services.coordinator.chat.admission import cancelled
 from services.coordinator.chat.answer import Piece
 from services.coordinator.chat.turn import Turn
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -21,27 +24,35 @@ async def begun(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task
         await cancelled(task)
 
 
+async def together(works: Iterable[Coroutine[None, None, T]]) -> list[T]:
+    """What all of them return. Where one fails, the others are ended, and it is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
 async def merged(turn: Turn) -> AsyncGenerator[tuple[int, Piece]]:
     """The pieces of all choices as they come."""
     if turn.request.n == 1:
-        async for piece in turn.answer(0):
-            turn.first_answer.see(piece)
-            yield 0, piece
+        async with aclosing(turn.answer(0)) as pieces:
+            async for piece in pieces:
+                turn.first_answer.see(piece)
+                yield 0, piece
         return
     queue: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
 
     async def pump(choice: int) -> None:
-        async for piece in turn.answer(choice):
-            turn.first_answer.see(piece)
-            await queue.put((choice, piece))
+        async with aclosing(turn.answer(choice)) as pieces:
+            async for piece in pieces:
+                turn.first_answer.see(piece)
+                await queue.put((choice, piece))
 
     async def pump_all() -> None:
         try:
-            async with asyncio.TaskGroup() as group:
-                for choice in range(turn.request.n):
-                    group.create_task(pump(choice))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            await together(pump(choice) for choice in range(turn.request.n))
         finally:
             await queue.put(None)
 

@@ -96,14 +96,14 @@ class ResponsesRequest(Lenient):
         system = [Message(role="system", content=self.instructions)] if self.instructions else []
         messages = [*system, *self.messages]
         wanted = self.text.format
-        schema = {"name": wanted.name, "schema": wanted.schema_} if wanted.schema_ else None
+        schema = {"name": wanted.name, "schema": wanted.schema_}
         return ChatRequest(
             model=self.model,
             messages=messages,
             max_completion_tokens=self.max_output_tokens,
             reasoning_effort=self.reasoning.effort,
             response_format=ResponseFormat.model_validate(
-                {"type": wanted.type, "json_schema": schema}
+                {"type": wanted.type, "json_schema": None if wanted.schema_ is None else schema}
             ),
             temperature=self.temperature,
             top_p=self.top_p,

@@ -5,8 +5,9 @@ an answer is read in one way, so both are the same text with the same usage.
 """
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from services.coordinator.chat import metrics
@@ -18,8 +19,12 @@ from services.coordinator.chat.tool_calls import ToolCallReader, grammar
 from shared.answer_filter import AnswerFilter
 from shared.engine_answers import Choice, EngineError, EngineRefused
 from shared.errors import InvalidRequest, PlatformError
+from shared.formats import Marks
 from shared.generation import SEEDS, render_and_think, respond_seed, think
 from shared.thoughts import Thought
+
+MOST_SPACES = 4
+"""How often the engine is asked to go on where a stop string fires before the first word."""
 
 
 @dataclass
@@ -126,7 +131,7 @@ class Turn:
             "seed": self.seed,
         }
 
-    async def answer(self, choice: int) -> AsyncIterator[Piece]:
+    async def answer(self, choice: int) -> AsyncGenerator[Piece]:
         """Phase 2 of one choice, behind its thought."""
         thought = self.thoughts[choice]
         budget = self._answer_budget(thought)
@@ -137,13 +142,14 @@ class Turn:
         is_sure = CACHE.is_sure(self.served)
         reader = self._reader()
         try:
-            async for piece in self._second_phase(choice, thought, budget):
-                if not is_sure:
-                    await self.served.confirm()
-                    is_sure = True
-                self.usage.answer_tokens += len(piece.token_ids)
-                metrics.ANSWER_TOKENS.inc(len(piece.token_ids))
-                yield reader.read(piece)
+            async with aclosing(self._second_phase(choice, thought, budget)) as pieces:
+                async for piece in pieces:
+                    if not is_sure:
+                        await self.served.confirm()
+                        is_sure = True
+                    self.usage.answer_tokens += len(piece.token_ids)
+                    metrics.ANSWER_TOKENS.inc(len(piece.token_ids))
+                    yield reader.read(piece)
         except EngineRefused as error:
             raise self._named(error) from None
         except EngineError as error:
@@ -153,26 +159,45 @@ class Turn:
 
     async def _second_phase(
         self, choice: int, thought: Thought, budget: int
-    ) -> AsyncIterator[Choice]:
-        request, engine = self.request, self.served.engine
+    ) -> AsyncGenerator[Choice]:
+        """What the engine writes behind the thought. White space there belongs to neither thought
+        nor answer, so a stop string that fires in it does not end the answer."""
         prompt = [*self.prompt_ids, *thought.ids]
-        seed = self.seed + choice
-        sampling: dict[str, Any] = {
-            "max_tokens": budget,
+        sampling, said = await self._second_sampling(choice), False
+        for attempt in range(MOST_SPACES):
+            written, fired = 0, False
+            drawn = self._drawn(list(prompt), sampling | {"max_tokens": budget})
+            async with aclosing(drawn) as pieces:
+                async for piece in pieces:
+                    prompt += piece.token_ids
+                    written += len(piece.token_ids)
+                    said |= bool(piece.text.strip())
+                    may_go_on = not said and written < budget and attempt + 1 < MOST_SPACES
+                    fired = may_go_on and str(piece.stop_reason or "").isspace()
+                    yield replace(piece, finish_reason=None, stop_reason=None) if fired else piece
+            budget -= written
+            if not fired:
+                return
+
+    async def _second_sampling(self, choice: int) -> dict[str, Any]:
+        request, seed = self.request, self.seed + choice
+        return {
             "temperature": request.temperature,
             "top_p": request.top_p,
             "seed": respond_seed(seed) if self.served.model.format.thinks else seed,
-            "min_tokens": 1,
+            # Until there are so many, vLLM looks for no stop string.
+            "min_tokens": 0 if request.stops else 1,
             "stop": request.stops,
             "include_stop_str_in_output": False,
-            # What is looked for in the answer may be a special token, and must be seen then. The
-            # model's own end is in no text, since no stop is included.
-            "skip_special_tokens": not (self._hides_thoughts or request.callable_tools),
+            "skip_special_tokens": not await self._must_see_special_tokens(),
             "frequency_penalty": request.frequency_penalty,
             "presence_penalty": request.presence_penalty,
             **self._constraints(),
         }
-        if not request.stream:
+
+    async def _drawn(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Choice]:
+        engine = self.served.engine
+        if not self.request.stream:
             [whole] = await engine.complete(prompt, **sampling)
             yield whole
             return
@@ -198,18 +223,24 @@ class Turn:
         return fields
 
     def _reader(self) -> AnswerReader:
-        fmt = self.served.model.format
         return AnswerReader(
-            AnswerFilter(fmt.thought_marker if self._hides_thoughts else "", fmt.response_marker),
-            ToolCallReader() if self.request.callable_tools else None,
+            AnswerFilter(self._marks), ToolCallReader() if self.request.callable_tools else None
         )
 
     @property
-    def _hides_thoughts(self) -> bool:
-        """Whether a second thought may begin in the answer, and shows it. JSON may hold any text,
-        and bound to it, a model cannot begin another thought."""
+    def _marks(self) -> Sequence[Marks]:
+        """Of thoughts that may begin in the answer. JSON may hold any text, and bound to it, a
+        model cannot begin another thought."""
         is_free = self.request.response_format.type == "text"
-        return is_free and bool(self.served.model.format.thought_marker)
+        return self.served.model.format.marks if is_free else ()
+
+    async def _must_see_special_tokens(self) -> bool:
+        """What is looked for in the answer may be a special token, and is in its text only if that
+        is asked for. The model's own end is in no text, since no stop is included."""
+        if self.request.callable_tools:
+            return True
+        tokenize = self.served.engine.tokenize
+        return any([len(await tokenize(m)) == 1 for marks in self._marks for m in marks])
 
     @property
     def room(self) -> int:

@@ -128,19 +128,19 @@ def _secret(rng: random.Random, fmt: ThoughtFormat) -> str:
 
 
 def _answer(rng: random.Random, fmt: ThoughtFormat, free: bool) -> str:
-    """May begin further thoughts where the format marks their beginning."""
+    """May begin further thoughts: in the format's marks, or in those of native thinkers."""
     return "".join(_shown(rng, fmt, free) for _ in range(rng.randint(0, 8)))
 
 
 def _shown(rng: random.Random, fmt: ThoughtFormat, free: bool) -> str:
-    thought, response = fmt.thought_marker, fmt.response_marker
+    thought, response = rng.choice(fmt.marks)
     parts = [
         "Forty two",
         "\n",
         "\n\n  ",
         "é思👍🏽",
         "Here is my",
-        thought[: rng.randint(0, max(len(thought) - 1, 0))] + "|",
+        thought[: rng.randint(0, len(thought) - 1)] + "|",
         response,
         '<tool_call>\n{"name": "look_up", "arguments": {"q": "}"}}\n</tool_call>\n',
         "<tool_call>{",
@@ -149,7 +149,7 @@ def _shown(rng: random.Random, fmt: ThoughtFormat, free: bool) -> str:
         '{"a": [1, "}"]}',
         "�",
     ]
-    if thought and free:
+    if free:
         marker = rng.choice((thought, thought.upper(), thought.lower()))
         parts += [f"{marker}{CANARY * 2}{response} "] * 4 + [marker + CANARY + response.lower()]
     return rng.choice(parts)

@@ -13,12 +13,14 @@ from services.coordinator.chat.tool_calls import ToolCallReader, grammar
 from shared.answer_filter import AnswerFilter
 from shared.engine_answers import Choice, TokenLogprob
 from shared.errors import PlatformError, Unavailable
+from shared.formats import NATIVE, Marks
 
 THOUGHT, RESPONSE = "Think: ", "Say:"
+MARKS = (Marks(THOUGHT, RESPONSE), NATIVE)
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 PARTS = st.sampled_from(
     ["a", " ", "\n", "İ思", "Thi", "nk: ", THOUGHT, THOUGHT.upper(), RESPONSE, RESPONSE.lower(),
-     "S", CALL, "<tool_call>", "</tool_call>", "<tool"]
+     "S", CALL, "<tool_call>", "</tool_call>", "<tool", *NATIVE, "<THINK>", "<thi"]
 )  # fmt: skip
 TEXTS = st.lists(PARTS, max_size=12).map("".join)
 
@@ -27,7 +29,7 @@ def read(
     text: str, cuts: list[int], *, tools: bool = False, finish: str = "stop", stop: str | None = "x"
 ) -> list[Piece]:
     """What a reader makes of `text`, cut at these offsets, one token a character."""
-    reader = AnswerReader(AnswerFilter(THOUGHT, RESPONSE), ToolCallReader() if tools else None)
+    reader = AnswerReader(AnswerFilter(MARKS), ToolCallReader() if tools else None)
     at = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[a:b] for a, b in pairwise(at)]
     last = len(pieces) - 1
@@ -52,7 +54,7 @@ def shown(pieces: list[Piece]) -> str:
 def without_thoughts(text: str) -> str:
     """The specification, for a whole text."""
     hidden = re.compile(
-        f"{re.escape(THOUGHT)}.*?(?:{re.escape(RESPONSE)}|\\Z)",
+        "|".join(f"{re.escape(begin)}.*?(?:{re.escape(end)}|\\Z)" for begin, end in MARKS),
         re.DOTALL | re.IGNORECASE | re.ASCII,
     )
     return hidden.sub("", text).lstrip()
@@ -70,7 +72,25 @@ def test_what_stands_between_the_markers_is_not_shown(text: str, cuts: list[int]
 @given(TEXTS, st.lists(st.integers(0, 80)))
 def test_tokens_are_given_out_as_far_as_nothing_is_hidden(text: str, cuts: list[int]) -> None:
     tokens = "".join(row.text for piece in read(text, cuts) for row in piece.logprobs)
-    assert tokens == re.split(re.escape(THOUGHT), text, flags=re.IGNORECASE | re.ASCII)[0]
+    begins = "|".join(re.escape(begin) for begin, _ in MARKS)
+    assert tokens == re.split(begins, text, flags=re.IGNORECASE | re.ASCII)[0]
+
+
+def test_tokens_of_broken_characters_let_none_of_a_thought_out() -> None:
+    reader = AnswerReader(AnswerFilter(MARKS), None)
+    text = "\N{REPLACEMENT CHARACTER}" * 12 + "<think>secret</think>4"
+    # vLLM writes nothing for a byte that is no character, alone or after others.
+    tokens = [""] * 12 + ["<think>", "secret", "</think>", "4"]
+    piece = reader.read(Choice(text, [], "stop", "x", [TokenLogprob(t, -1.0, {}) for t in tokens]))
+    assert "".join(row.text for row in piece.logprobs) == ""
+    assert piece.text.endswith("4")
+
+
+def test_tokens_may_lack_the_space_before_them() -> None:
+    reader = AnswerReader(AnswerFilter(MARKS), None)
+    tokens = [TokenLogprob(t, -1.0, {}) for t in ("It", "is", "4")]
+    piece = reader.read(Choice(" It is 4", [], "stop", None, tokens))
+    assert [row.text for row in piece.logprobs] == ["It", "is", "4"]
 
 
 @given(TEXTS, st.lists(st.integers(0, 80)))

@@ -1,6 +1,7 @@
 """Chat over the openai client: what a client can see, byte by byte, while the engine misbehaves."""
 
 import json
+import re
 import uuid
 from typing import Any
 
@@ -17,7 +18,8 @@ from shared.formats import FORMATS
 from shared.models import Serving
 from tests import factories
 from tests.access import HEADERS
-from tests.coordinator.chat.served import QUESTION, SECRET, THOUGHT, script
+from tests.coordinator.chat import served as chat
+from tests.coordinator.chat.served import QUESTION, SECRET, THOUGHT, script, thinks
 from tests.engine_scripts import Play
 from tests.scripted_engine import ScriptedEngine
 from tests.waiting import until
@@ -98,6 +100,38 @@ def test_effort_none_answers_without_thinking(
     )
     assert answer.choices[0].message.content == "Forty two."
     assert thought_tokens(answer) == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_counts_from_the_first_token(
+    served: str, scripted: ScriptedEngine, stream: bool
+) -> None:
+    scripted.script = script("4 2")
+    answer = chat.post(served, stop="4", stream=stream).text
+    assert '"stop"' in answer
+    assert "2" not in re.findall(r'"content":"([^"]*)"', answer)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_does_not_fire_in_the_space_before_the_answer(
+    served: str, scripted: ScriptedEngine, stream: bool
+) -> None:
+    # What is written depends on what stands there already, as with a model.
+    scripted.script = lambda prompt, _: (
+        THOUGHT if thinks(prompt) else "Forty\n\ntwo" if prompt.endswith("\n\n") else "\n\nForty"
+    )
+    answer = chat.post(served, stop="\n\n", stream=stream).text
+    assert "".join(re.findall(r'"content":"([^"]*)"', answer)) == "Forty"
+    assert '"finish_reason":"stop"' in answer
+
+
+def test_a_model_that_writes_nothing_but_space_is_not_asked_for_ever(
+    served: str, scripted: ScriptedEngine
+) -> None:
+    scripted.script = script("\n\n")
+    answer = chat.post(served, stop="\n\n").json()
+    assert answer["choices"][0]["message"]["content"] == ""
+    assert answer["choices"][0]["finish_reason"] == "stop"
 
 
 def test_it_stops_at_a_stop_string(client: openai.OpenAI, scripted: ScriptedEngine) -> None:

@@ -6,7 +6,7 @@ import httpx2
 import openai
 import pytest
 
-from shared.formats import GENERIC, SPECIFIC, THINK, ThoughtFormat
+from shared.formats import GENERIC, NONE, SPECIFIC, THINK, ThoughtFormat
 from tests.access import HEADERS
 from tests.coordinator.chat.served import QUESTION, SECRET, THOUGHT, script
 from tests.engine_scripts import Play
@@ -145,12 +145,32 @@ class TestSpecific:
     def fmt(self) -> ThoughtFormat:
         return SPECIFIC
 
+    def test_what_a_model_thinks_natively_is_hidden_as_well(
+        self, client: openai.OpenAI, scripted: ScriptedEngine
+    ) -> None:
+        """Whatever its format asks for: litellm #26326."""
+        scripted.script = script(f"<think>{SECRET}</think>4<THINK>{SECRET}</THINK>2", "<R>")
+        assert text(client) == "42"
+
     def test_an_end_mark_in_the_answer_stays_there(
         self, client: openai.OpenAI, scripted: ScriptedEngine
     ) -> None:
         """vllm PR #53924"""
         scripted.script = script("The mark is <R>, not <r>.", f"{SECRET} <R>")
         assert text(client) == "The mark is <R>, not <r>."
+
+
+class TestDirect:
+    @pytest.fixture
+    def fmt(self) -> ThoughtFormat:
+        return NONE
+
+    def test_a_direct_answer_hides_a_thought(
+        self, client: openai.OpenAI, scripted: ScriptedEngine
+    ) -> None:
+        """Of a model that was registered as one that does not think: litellm #26326."""
+        scripted.script = lambda *_: f"<think>{SECRET}</think>\n\n42"
+        assert text(client) == "42"
 
 
 def test_a_budget_eaten_by_the_thought_is_said_so(

@@ -116,6 +116,14 @@ def test_what_it_does_not_do_is_named(
     assert answer.json()["error"]["param"] == param, answer.text
 
 
+def test_an_empty_schema_is_one(served: str, scripted: ScriptedEngine) -> None:
+    scripted.script = script('{"a": 1}')
+    text = {"format": {"type": "json_schema", "name": "any", "schema": {}}}
+    body = {"model": "demo", "input": "Hi", "text": text}
+    answer = httpx2.post(f"{served}/v1/responses", json=body, headers=HEADERS)
+    assert answer.status_code == 200, answer.text
+
+
 def test_nulls_mean_that_a_field_is_absent(served: str, scripted: ScriptedEngine) -> None:
     scripted.script = script("Yes.")
     item = {"role": "user", "content": "Sure?", "type": None}
