@@ -99,9 +99,10 @@ def _write_result(config: TrainConfig, scratch: Path, seconds: float) -> dict[st
 
 
 def _start_over_if_changed(config: TrainConfig, scratch: Path) -> None:
-    """Keep what an earlier run left only if it had the same model, pairs and settings."""
+    """Keep what an earlier run left only if it had the same model, pairs and settings. How a step
+    is split changes nothing of it, and is smaller after a run that was out of memory."""
     digest = hashlib.sha256(weights_sha256(config.model_path).encode())
-    digest.update(config.settings.model_dump_json().encode())
+    digest.update(config.settings.model_dump_json(exclude={"micro_batch_size"}).encode())
     with config.pairs_path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
     mark = config.out_dir / "inputs.sha256"

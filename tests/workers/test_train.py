@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared.schemas import LoraSettings, Training
@@ -228,6 +229,23 @@ def test_a_killed_training_resumes_to_the_same_weights(
     resumed = main(again)
     assert [line["step"] for line in metrics(again)] == [line["step"] for line in metrics(config)]
     assert hashes(resumed) == hashes(whole)
+
+
+def test_smaller_micro_batches_go_on_from_what_was_saved(
+    trained: tuple[TrainConfig, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a run that was out of memory."""
+    config, whole = trained
+    again = killed_in_the_last_epoch(config, monkeypatch)
+    assert config.settings.micro_batch_size > 1
+    smaller = using(again, micro_batch_size=1)
+    resumed = main(smaller)
+    assert resumed["settings"]["micro_batch_size"] == 1
+    assert hashes(resumed)[:-1] == hashes(whole)[:-1], "epochs that were trained are trained again"
+    assert resumed["steps"] == whole["steps"]
+    weights = [load_file(c.out_dir / "epoch-4" / "model.safetensors") for c in (config, again)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_a_corrupt_checkpoint_is_not_resumed_from(
