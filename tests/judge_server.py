@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from shared.settings import get_settings
@@ -32,6 +32,8 @@ class Reply:
     """Of an error."""
     empty: bool = False
     """Without choices."""
+    changes: dict[str, Any] | str = field(default_factory=dict)
+    """Of the answer's fields, or a page in its place."""
 
 
 @dataclass
@@ -40,7 +42,7 @@ class JudgeServer:
     asked: list[dict[str, Any]] = field(default_factory=list)
     """Bodies, with the key that came with them under `key`."""
 
-    async def chat(self, request: Request) -> JSONResponse:
+    async def chat(self, request: Request) -> Response:
         body = await request.json()
         self.asked.append(body | {"key": request.headers.get("authorization", "")})
         reply = self.script(body["messages"])
@@ -48,7 +50,9 @@ class JudgeServer:
         if reply.status != 200:
             error = {"error": {"message": f"no: {body}", "code": reply.code, "type": "error"}}
             return JSONResponse(error, reply.status, reply.headers)
-        return JSONResponse(_completion(body, reply))
+        if isinstance(reply.changes, str):
+            return HTMLResponse(reply.changes)
+        return JSONResponse(_completion(body, reply) | reply.changes)
 
 
 def _completion(body: dict[str, Any], reply: Reply) -> dict[str, Any]:

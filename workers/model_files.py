@@ -26,10 +26,10 @@ def check_files(folder: Path) -> dict[str, Any]:
     """The folder's config. Raises `ModelFolderError`; loads no weights."""
     if not folder.is_dir():
         raise ModelFolderError(f"{folder} is not a folder")
-    for path in _below(folder):
-        _check_file(path, folder)
     if not (folder / "config.json").exists():
         raise ModelFolderError(f"{folder} has no config.json")
+    for path in _below(folder):
+        _check_file(path, folder)
     if not weights_files(folder):
         raise ModelFolderError(f"{folder} has no .safetensors file; other weights are not read")
     for path in weights_files(folder):

@@ -14,6 +14,9 @@ from shared.errors import InvalidRequest
 from shared.models import Split
 from shared.strict import Strict
 
+SETTINGS = ".huggingface.yaml"
+"""In a repository, it overrides what the dataset's card says."""
+
 
 class HubDataset(Strict):
     """Which rows and columns to take. Columns name the dataset's own fields."""
@@ -44,7 +47,32 @@ def commit_of(wanted: HubDataset) -> str:
     with _readable(wanted, f"revision {wanted.revision!r}"):
         from huggingface_hub import HfApi  # noqa: PLC0415  (see `_rows`)
 
-        return str(HfApi().dataset_info(wanted.id, revision=wanted.revision).sha)
+        info = HfApi().dataset_info(wanted.id, revision=wanted.revision)
+    card = getattr(info.card_data, "configs", None)
+    if any(f.rfilename == SETTINGS for f in info.siblings or ()) or _leads_out(card):
+        raise _not_its_own(wanted)
+    return str(info.sha)
+
+
+def _leads_out(value: Any) -> bool:
+    """Whether a part of a dataset's description names a file that is not below its repository. The
+    library would read it: a file of this server, or an address that this server can reach."""
+    match value:
+        case str():
+            parts = value.split("/")
+            return "://" in value or "::" in value or value.startswith(("/", "~")) or ".." in parts
+        case dict():
+            return any(map(_leads_out, value.values()))
+        case list():
+            return any(map(_leads_out, value))
+    return False
+
+
+def _not_its_own(wanted: HubDataset) -> InvalidRequest:
+    return InvalidRequest(
+        f"hf.id: {wanted.id!r} takes data from outside of its repository, which is not read",
+        param="hf.id",
+    )
 
 
 def read_hub(wanted: HubDataset, commit: str) -> Iterator[dict[str, Any]]:
@@ -81,10 +109,11 @@ def _rows(wanted: HubDataset, split: str, commit: str) -> Iterator[dict[str, Any
         # It pulls in pyarrow and pandas, which few uploads need and a lean image may lack.
         import datasets  # noqa: PLC0415
 
-        rows = datasets.load_dataset(
-            wanted.id, wanted.config, split=split, revision=commit, streaming=True
-        )
-        for row in rows.take(wanted.limit):
+        builder = datasets.load_dataset_builder(wanted.id, wanted.config, revision=commit)
+        files = [file for names in (builder.config.data_files or {}).values() for file in names]
+        if not all(str(file).startswith(f"hf://datasets/{wanted.id}@") for file in files):
+            raise _not_its_own(wanted)
+        for row in builder.as_streaming_dataset(split=split).take(wanted.limit):
             yield _line(wanted, row)
 
 

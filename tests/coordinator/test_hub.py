@@ -11,6 +11,7 @@ import datasets
 import huggingface_hub
 import pytest
 from fastapi.testclient import TestClient
+from huggingface_hub import DatasetInfo
 from sqlalchemy import Engine, text
 
 from services.coordinator import datasets as routes
@@ -32,17 +33,23 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
     """Rows by the name of their split, as the hub would stream them."""
     rows: dict[str, list[dict[str, Any]]] = {"train": ROWS}
 
-    def load_dataset(_: str, __: str | None, *, split: str, **options: Any) -> Any:
-        assert options == {"revision": COMMIT, "streaming": True}
+    def stream(split: str) -> Any:
         if split not in rows:
             raise ValueError(f"Bad split: {split}")
         return datasets.Dataset.from_list(rows[split]).to_iterable_dataset()
 
+    def load_dataset_builder(id_: str, _: str | None, *, revision: str) -> Any:
+        files = {"train": [f"hf://datasets/{id_}@{revision}/train.jsonl"]}
+        config = SimpleNamespace(data_files=files)
+        return SimpleNamespace(config=config, as_streaming_dataset=stream)
+
     def dataset_info(_: Any, __: str, *, revision: str) -> Any:
         assert revision == "main"
-        return SimpleNamespace(sha=COMMIT)
+        return DatasetInfo(**({"id": "a/b", "sha": COMMIT, "siblings": []} | described))  # type: ignore[no-untyped-call]
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    described: dict[str, Any] = {}
+    rows["described"] = described  # type: ignore[assignment]
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
     return rows
 
@@ -94,6 +101,39 @@ def test_checks_of_several_kinds_come_through(
     hub["train"] = [{"prompt": "A river?", "checks": cell(checks)}, {"prompt": "Any?"}]
     lines = lines_of(HubDataset(id="a/b", checks_column="checks", limit=2))
     assert [line["checks"] for line in lines] == [checks, []]
+
+
+@pytest.mark.parametrize(
+    "files",
+    ["/etc/hosts.json", "http://10.0.0.1/x.json", "../x.json", ["x.json", "file:///x.json"],
+     [{"split": "train", "path": "zip://x::http://10.0.0.1/x.zip"}]],
+)  # fmt: skip
+def test_a_card_cannot_have_other_files_read(hub: dict[str, Any], files: Any) -> None:
+    hub["described"]["cardData"] = {"configs": [{"config_name": "c", "data_files": files}]}
+    with pytest.raises(InvalidRequest, match="outside of its repository"):
+        lines_of(HubDataset(id="a/b"))
+
+
+def test_nor_can_a_file_that_overrides_the_card(hub: dict[str, Any]) -> None:
+    hub["described"]["siblings"] = [{"rfilename": ".huggingface.yaml"}]
+    with pytest.raises(InvalidRequest, match="outside of its repository"):
+        lines_of(HubDataset(id="a/b"))
+
+
+def test_what_is_found_all_the_same_is_not_read(
+    hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SimpleNamespace(data_files={"train": ["/etc/hosts.json"]})
+    made = SimpleNamespace(config=config)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: made)
+    with pytest.raises(InvalidRequest, match="outside of its repository"):
+        lines_of(HubDataset(id="a/b"))
+
+
+def test_a_card_of_ones_own_files_is_read(hub: dict[str, Any]) -> None:
+    files = [{"split": "train", "path": "data/train-*.parquet"}]
+    hub["described"]["cardData"] = {"configs": [{"config_name": "c", "data_files": files}]}
+    assert len(lines_of(HubDataset(id="a/b"))) == 10
 
 
 def test_what_the_library_says_is_in_the_error(hub: dict[str, Any]) -> None:

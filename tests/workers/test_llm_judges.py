@@ -9,9 +9,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy import select
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from shared import jobs, log
 from shared.db import transaction
@@ -21,6 +25,7 @@ from shared.judge_specs import AnySpec, judge_spec
 from shared.models import JobKind, JudgeAnswer
 from shared.schemas import JudgeItem
 from tests.judge_server import JudgeServer, Messages, Reply, running
+from tests.scripted_engine import serving
 from workers.judges import Judge, Place, make_judge
 from workers.judges.remote import Pace
 from workers.leases import StageError
@@ -270,11 +275,59 @@ class TestRemote:
             [score] = j.score([item("a")])
         assert score.value == 3
 
+    @pytest.mark.parametrize(
+        "changes",
+        ["<html>Welcome</html>", {"choices": [{"index": 0, "text": "Score: 1"}]}, {"choices": 5}],
+        ids=["a page", "an old completion", "a number"],
+    )
+    def test_what_is_no_completion_is_tried_again(self, changes: dict[str, Any] | str) -> None:
+        replies = iter([Reply(changes=changes)])
+        with judging(lambda _: next(replies, "Score: 3"), {**REMOTE, "pointwise": {}}) as (j, _):
+            [score] = j.score([item("a")])
+        assert score.value == 3
+
+    def test_usage_may_be_missing(self) -> None:
+        for usage in (None, {}, {"prompt_tokens": None}):
+            reply = Reply("Score: 3", changes={"usage": usage})
+            with judging(partial(_same, reply), {**REMOTE, "pointwise": {}}) as (judge, _):
+                [score] = judge.score([item("a")])
+            assert (score.value, score.counts["prompt_tokens"]) == (3, 0)
+
+    def test_log_probabilities_may_be_none(self) -> None:
+        spec = {**REMOTE, "pointwise": {"expected": True}}
+        row = {"token": "3", "logprob": 0.0, "bytes": None, "top_logprobs": None}
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": "3"},
+            "logprobs": {"content": [row]},
+        }
+        reply = Reply(changes={"choices": [choice]})
+        with judging(lambda _: reply, spec) as (judge, _):
+            [score] = judge.score([item("a")])
+        assert score.value is None
+
+    def test_it_is_not_followed_to_another_address(self) -> None:
+        elsewhere = JudgeServer(lambda _: "Score: 9")
+        route = Route("/", elsewhere.chat, methods=["POST"])
+        with serving(Starlette(routes=[route])) as url:
+            reply = Reply(status=307, headers={"location": url})
+            with (
+                judging(lambda _: reply, {**REMOTE, "pointwise": {}}) as (judge, _),
+                pytest.raises(StageError),
+            ):
+                judge.score([item("a")])
+        assert not elsewhere.asked
+
     def test_a_model_without_sampling(self) -> None:
         spec = {**REMOTE, "pointwise": {}, "sends_sampling": False}
         with judging(lambda _: "Score: 3", spec) as (judge, server):
             judge.score([item("a")])
         assert not {"temperature", "seed"} & set(server.asked[0])
+
+
+def _same(reply: Reply, _: Messages) -> Reply:
+    return reply
 
 
 def test_a_pace_holds_across_loops() -> None:

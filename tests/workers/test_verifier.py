@@ -125,6 +125,14 @@ def test_any_text_has_a_score(verifier: Verifier, response: str) -> None:
     assert verifier.score([item(response, *EVERY_CHECK)]) == [score]
 
 
+@pytest.mark.parametrize("answer", ["???", "!", "$$"])
+def test_a_reference_that_cannot_be_read_gives_no_score(verifier: Verifier, answer: str) -> None:
+    checks = [{"kind": "math", "answer": answer}, {"kind": "no_commas"}]
+    (score,) = verifier.score([item("It is 42.", *checks)])
+    assert score.value is None
+    assert score.details["reason"] == "unreadable_reference"
+
+
 maths_st = st.lists(
     st.sampled_from(
         [*"12x+-*/(){}[]=$%,.| \n", "42", r"\frac", r"\sqrt", r"\boxed{", r"\text{", "answer is "]

@@ -169,17 +169,18 @@ async def ask(
         if (why := _refused_content(error)) is None:
             raise
         return Answer(None, refused=why)
-    if len(completion.choices or ()) != 1:
+    # The library checks nothing of what it is sent: it may be a page of HTML, or lack any field.
+    choices = getattr(completion, "choices", None)
+    if not isinstance(choices, list) or len(choices) != 1 or choices[0].message is None:
         raise NoChoice
-    [choice] = completion.choices
+    choice, usage = choices[0], completion.usage
     rows = choice.logprobs.content if choice.logprobs and choice.logprobs.content else []
-    usage = completion.usage
     return Answer(
         # What was cut off may have been about to say the opposite.
         choice.message.content if choice.finish_reason == "stop" else None,
-        [Token(row.token, {top.token: top.logprob for top in row.top_logprobs}) for row in rows],
-        usage.prompt_tokens if usage else 0,
-        usage.completion_tokens if usage else 0,
+        [Token(row.token, {t.token: t.logprob for t in row.top_logprobs or ()}) for row in rows],
+        (usage and usage.prompt_tokens) or 0,
+        (usage and usage.completion_tokens) or 0,
     )
 
 

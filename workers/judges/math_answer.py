@@ -22,13 +22,14 @@ class MathAnswers:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
 
-    def states(self, text: str, answer: str) -> bool:
-        """Whether the last answer that `text` states equals `answer`; False if undecidable."""
+    def states(self, text: str, answer: str) -> bool | None:
+        """Whether the last answer that `text` states equals `answer`; False if undecidable, None
+        where `answer` is none."""
         question = json.dumps({"text": text[-LONGEST_TEXT:], "answer": answer})
         with self._lock:
             return self._ask(question)
 
-    def _ask(self, question: str) -> bool:
+    def _ask(self, question: str) -> bool | None:
         if self._child is None:
             self._child = self._start()
         assert self._child.stdin
@@ -42,7 +43,8 @@ class MathAnswers:
             _stop(self._child)
             self._child = None
             return False
-        return bool(json.loads(reply))
+        known: bool | None = json.loads(reply)
+        return known
 
     def _start(self) -> "subprocess.Popen[str]":
         script = Path(__file__).with_name("math_child.py")

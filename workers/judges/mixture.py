@@ -18,7 +18,7 @@ class Mixture(Judge):
     def __init__(self, spec: MixtureSpec, judges: Sequence[Judge]) -> None:
         self._judges = judges
         self._weights = [weighted.weight for weighted in spec.judges]
-        self.shards_at_once = max(judge.shards_at_once for judge in judges)
+        self.shards_at_once = min(judge.shards_at_once for judge in judges)
 
     def score(self, items: Sequence[JudgeItem]) -> list[Score]:
         """Weighted means of standard scores."""

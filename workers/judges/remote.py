@@ -47,6 +47,8 @@ class RemoteAsker:
             api_key=_key(spec.base_url),
             max_retries=0,
             timeout=REMOTE_SECONDS,
+            # Only this address is allowed, and not where it sends us.
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
         self._once = stamina.retry(on=_wait_before, attempts=ATTEMPTS, timeout=None)(self._paced)
 

@@ -80,8 +80,10 @@ class RewardModel(Judge):
         Raises `CannotJudge` with what the last one says; an error of memory as it is.
         """
         names = (self._spec.runner,) if self._spec.runner != "auto" else AUTO
-        if source.custom and self._spec.runner == "auto":
-            names = ("transformers",)  # vLLM would take it for the model that it is made of
+        if source.custom:  # vLLM would take it for the model that it is made of
+            if self._spec.runner == "vllm":
+                raise CannotJudge(f"{self._spec.model}: code of its own runs by transformers only")
+            names = ("transformers",)
         for name in names:
             try:
                 runner = RUNNERS[name](source, self._batch_tokens)

@@ -127,13 +127,13 @@ def expected_score(logprobs: Mapping[str, float]) -> float | None:
     """The mean of 0 to 10 by the log-probabilities of the tokens that can follow `Score:`.
 
     Tokens that aren't such numbers are left out, and the rest renormalised; None where the numbers
-    have less than `ENOUGH` of the probability. Right only where "10" is one token: a tokenizer
-    that writes digits one by one gives "1" the probability of 10 too.
+    have less than `ENOUGH` of the probability, or a log-probability is NaN. Right only where "10"
+    is one token: a tokenizer that writes digits one by one gives "1" the probability of 10 too.
     """
     weights: list[tuple[int, float]] = []
     for token, logprob in logprobs.items():
         if math.isnan(logprob):
-            raise ValueError(f"the log-probability of {token!r} is not a number")
+            return None
         if number := NUMBER.fullmatch(token):
             weights.append((int(number[1]), math.exp(min(logprob, 0.0))))
     total = math.fsum(weight for _, weight in weights)

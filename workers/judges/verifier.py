@@ -54,13 +54,15 @@ class Verifier(Judge):
         if not item.checks:
             raise CannotJudge(f"prompt {item.instruction[:80]!r} has no checks to verify")
         satisfied = [self.satisfies(item.response, check) for check in item.checks]
-        return Score(
-            sum(satisfied) / len(satisfied),
-            {"satisfied": satisfied, "kinds": [check.kind for check in item.checks]},
-        )
+        details = {"satisfied": satisfied, "kinds": [check.kind for check in item.checks]}
+        known = [one for one in satisfied if one is not None]
+        if len(known) < len(satisfied):
+            return Score(None, details | {"reason": "unreadable_reference"})
+        return Score(sum(known) / len(known), details)
 
-    def satisfies(self, response: str, check: checks.Check) -> bool:
-        """An empty response satisfies nothing, or saying nothing would be the way to obey."""
+    def satisfies(self, response: str, check: checks.Check) -> bool | None:
+        """An empty response satisfies nothing, or saying nothing would be the way to obey. None
+        where the check's own reference answer cannot be read."""
         text = response.strip()
         if not text:
             return False
