@@ -92,11 +92,26 @@ NAMES = ["Anna", "Ben", "Clara", "David", "Emma", "Farid", "Grace", "Hugo", "Iri
 THINGS = ["apples", "books", "coins", "pencils", "marbles", "stamps", "eggs", "cards"]
 
 
+LONG = [30, 35, 40]
+"""Words: an answer of 64 tokens has room for them, and most of such a model have fewer."""
+
+
 # --- requirements ---------------------------------------------------------------------------------
 
 
 def at_most_words(count: int) -> Requirement:
     return f"Use at most {count} words.", {"kind": "words", "at_most": count}
+
+
+def at_least_words(count: int) -> Requirement:
+    return f"Use at least {count} words.", {"kind": "words", "at_least": count}
+
+
+def length(rng: random.Random, short: list[int], long: list[int]) -> Requirement:
+    """A bound on the words, above as often as below: what is learnt is to heed it, not brevity."""
+    if rng.random() < 0.5:
+        return at_most_words(rng.choice(short))
+    return at_least_words(rng.choice(long))
 
 
 def sentences(count: int) -> Requirement:
@@ -134,15 +149,14 @@ def ask(request: str, *requirements: Requirement) -> Draft:
 
 def sentence_with_words(rng: random.Random) -> Draft:
     topic, first, second = rng.choice(TOPICS)
-    extra = rng.choice([keyword(second), NO_COMMAS, at_most_words(rng.choice([12, 15, 18]))])
+    extra = rng.choice([keyword(second), NO_COMMAS, length(rng, [12, 15], [16, 20])])
     return ask(f"Write a sentence about {topic}.", sentences(1), keyword(first), extra)
 
 
 def short_description(rng: random.Random) -> Draft:
     topic, first, _ = rng.choice(TOPICS)
-    limit = rng.choice([15, 20, 25, 30])
     extra = rng.choice([NO_COMMAS, keyword(first), sentences(2)])
-    return ask(f"Describe {topic} to a child.", at_most_words(limit), extra)
+    return ask(f"Describe {topic} to a child.", length(rng, [15, 20, 25], LONG), extra)
 
 
 def naming(rng: random.Random) -> Draft:
@@ -170,24 +184,23 @@ def first_and_last(rng: random.Random) -> Draft:
     edge = rng.choice(
         [starts_with("I think"), starts_with("Once"), starts_with("Well"), ends_with("The end.")]
     )
-    extra = rng.choice([at_most_words(25), keyword(first), sentences(2)])
+    extra = rng.choice([length(rng, [20, 25], LONG), keyword(first), sentences(2)])
     return ask(f"Say something about {topic}.", edge, extra)
 
 
 def avoiding(rng: random.Random) -> Draft:
     topic, first, second = rng.choice(TOPICS)
-    limit = rng.choice([20, 25, 30])
     return ask(
-        f"Explain in a few words why people like {topic}.",
+        f"Explain why people like {topic}.",
         without(first, rng.choice(["they", "people", "the", "is"])),
-        at_most_words(limit),
+        length(rng, [15, 20, 25], LONG),
         rng.choice([NO_COMMAS, keyword(second)]),
     )
 
 
 def repeating(rng: random.Random) -> Draft:
     topic, first, second = rng.choice(TOPICS)
-    extra = rng.choice([at_most_words(25), at_most_words(35), keyword(second)])
+    extra = rng.choice([length(rng, [20, 25], LONG), keyword(second)])
     return ask(f"Tell me about {topic}.", sentences(2), keyword(first, 2), extra)
 
 

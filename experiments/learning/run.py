@@ -1,29 +1,26 @@
 """`python -m experiments.learning.run`: one seed of the experiment, on a platform of its own.
 
-Writes into `--out`: `report.json` and `report.html` of the run beside its direct baseline, and
-`natural.json`: how many outputs of the seed and of each iteration's model parse when no marker is
-put in for them. A run that was interrupted is taken up again where the data folder has it.
+Writes into `--out` `results.json`, every model on the held-out prompts, and each run's report as a
+page. A run that was interrupted is taken up again where the data folder has it.
 """
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
+from experiments.learning.measure import Services, measure
 from services.cli.client import Client
 from services.cli.datadir import DataDir
-from services.cli.demo import FOLDER as DEMO
 from services.cli.demo import prepare
 from services.cli.stack import Options, running
 from services.cli.watch import watch
 from shared.client import ServiceClient
 
-HERE = Path(__file__).parent
-PAGE_ROWS = 200
+CONFIG = Path(__file__).with_name("config.yaml")
 
 
 def main() -> None:
@@ -33,52 +30,51 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the results go")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    config = yaml.safe_load((HERE / "config.yaml").read_text())
+    config = yaml.safe_load(CONFIG.read_text())
     config["sampling"]["seed"] = config["training"]["seed"] = given.seed
+    runs, arms = config.pop("runs"), config.pop("arms")
     console = Console()
     with running(Options(DataDir(given.data)), console.print, console.print) as stack:
         client = Client(stack.url, stack.key)
         prepare(client, console)
-        first = client.start_run(config, key=f"learning-{given.seed}")
-        run, direct = first["run_id"], first["baseline_run_id"]
-        thinking = watch(client, run, console)
-        watch(client, direct, console)
-        report = client.run_report(run)
-        _write(given.out / "report.json", report)
-        (given.out / "report.html").write_text(client.page(f"/runs/{run}/report.html"))
-        models = [config["base_model"], *(one["result_model"] for one in thinking)]
-        generate = ServiceClient(stack.env["FORETHOUGHT_GENERATE_URL"], stack.key)
-        counts = [_natural(generate, config, model) for model in models]
-        _write(given.out / "natural.json", counts)
+        addresses = ("FORETHOUGHT_GENERATE_URL", "FORETHOUGHT_JUDGE_URL")
+        services = Services(*(ServiceClient(stack.env[name], stack.key) for name in addresses))
+        results = {}
+        for arm, thought_format in arms.items():
+            base = config | {"name": f"{arm}-{given.seed}", "thought_format": thought_format}
+            models = _train(client, console, base, runs, given.out)
+            results[arm] = _measure(services, models, thought_format, config["sampling"])
+            (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _natural(generate: ServiceClient, config: dict[str, Any], model: str) -> dict[str, Any]:
-    """Of the validation prompts' outputs, greedily and with a natural boundary, what parses."""
-    prompts = [json.loads(line) for line in (DEMO / "prompts.jsonl").read_text().splitlines()]
-    held_out = [p["text"] for p in prompts if p["split"] == "validation"]
-    body = {
-        "model": model,
-        "prompts": [{"text": text} for text in held_out],
-        "thought_format": config["thought_format"],
-        "sampling": config["sampling"] | {"boundary": "natural", "samples": 1, "temperature": 0},
-    }
-    job = generate.post("/generate", body)
-    while job["status"] not in ("succeeded", "failed"):
-        time.sleep(1)
-        job = generate.get(f"/jobs/{job['id']}")
-    if job["status"] == "failed":
-        raise SystemExit(f"sampling {model} failed: {job['error']}")
-    rows = generate.get(f"/jobs/{job['id']}/completions", limit=PAGE_ROWS)["data"]
-    return {
-        "model": model,
-        "outputs": len(rows),
-        "parsed": sum(row["response"] is not None for row in rows),
-        "truncated": sum(row["truncated"] for row in rows),
-    }
+def _train(
+    client: Client, console: Console, base: dict[str, Any], runs: list[dict[str, Any]], out: Path
+) -> list[str]:
+    """The seed and the model of each iteration, of one run after the other."""
+    models = [base["base_model"]]
+    for number, changes in enumerate(runs, 1):
+        name = f"{base['name']}-run-{number}"
+        config = base | changes | {"name": name, "base_model": models[-1]}
+        config["sampling"] = base["sampling"] | changes["sampling"]
+        run = client.start_run(config, key=name)["run_id"]
+        models += [iteration["result_model"] for iteration in watch(client, run, console)]
+        (out / f"{name}.html").write_text(client.page(f"/runs/{run}/report.html"))
+    return models
 
 
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
+def _measure(
+    services: Services, models: list[str], thought_format: str, sampling: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Scored as chat answers, with the marker put in where it is missing; and, beside it, how many
+    outputs parse where it is not."""
+    forced, natural = (sampling | {"boundary": b} for b in ("forced", "natural"))
+    measured = [measure(services, model, thought_format, forced) for model in models]
+    thinks = thought_format != "none"
+    alone = [measure(services, m, thought_format, natural) for m in models] if thinks else measured
+    return [
+        one.summary(measured[0]) | {"model": model, "parsed_by_itself": own.parsed}
+        for model, one, own in zip(models, measured, alone, strict=True)
+    ]
 
 
 if __name__ == "__main__":
