@@ -5,26 +5,23 @@ an answer is read in one way, so both are the same text with the same usage.
 """
 
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.coordinator.chat import metrics
 from services.coordinator.chat.answer import AnswerReader, Piece
 from services.coordinator.chat.conversation import Conversation, without_detail
 from services.coordinator.chat.schema import ChatRequest
+from services.coordinator.chat.second_phase import SecondPhase
 from services.coordinator.chat.serving import CACHE, Served
-from services.coordinator.chat.tool_calls import ToolCallReader, grammar
+from services.coordinator.chat.tool_calls import ToolCallReader
 from shared.answer_filter import AnswerFilter
-from shared.engine_answers import Choice, EngineError, EngineRefused
+from shared.engine_answers import EngineError, EngineRefused
 from shared.errors import InvalidRequest, PlatformError
-from shared.formats import Marks
-from shared.generation import SEEDS, render_and_think, respond_seed, think
+from shared.generation import SEEDS, render_and_think, think
 from shared.thoughts import Thought
-
-MOST_SPACES = 4
-"""How often the engine is asked to go on where a stop string fires before the first word."""
 
 
 @dataclass
@@ -140,9 +137,13 @@ class Turn:
             return
         # A phase that began on one model is not continued on another.
         is_sure = CACHE.is_sure(self.served)
-        reader = self._reader()
+        phase = SecondPhase(self.request, self.served)
+        reader = AnswerReader(
+            AnswerFilter(phase.marks), ToolCallReader() if self.request.callable_tools else None
+        )
         try:
-            async with aclosing(self._second_phase(choice, thought, budget)) as pieces:
+            drawn = phase.draw([*self.prompt_ids, *thought.ids], budget, self.seed + choice)
+            async with aclosing(drawn) as pieces:
                 async for piece in pieces:
                     if not is_sure:
                         await self.served.confirm()
@@ -156,91 +157,6 @@ class Turn:
             raise without_detail(error) from None
         finally:
             metrics.LEAKS_BLOCKED.inc(reader.hidden)
-
-    async def _second_phase(
-        self, choice: int, thought: Thought, budget: int
-    ) -> AsyncGenerator[Choice]:
-        """What the engine writes behind the thought. White space there belongs to neither thought
-        nor answer, so a stop string that fires in it does not end the answer."""
-        prompt = [*self.prompt_ids, *thought.ids]
-        sampling, said = await self._second_sampling(choice), False
-        for attempt in range(MOST_SPACES):
-            written, fired = 0, False
-            drawn = self._drawn(list(prompt), sampling | {"max_tokens": budget})
-            async with aclosing(drawn) as pieces:
-                async for piece in pieces:
-                    prompt += piece.token_ids
-                    written += len(piece.token_ids)
-                    said |= bool(piece.text.strip())
-                    may_go_on = not said and written < budget and attempt + 1 < MOST_SPACES
-                    fired = may_go_on and str(piece.stop_reason or "").isspace()
-                    yield replace(piece, finish_reason=None, stop_reason=None) if fired else piece
-            budget -= written
-            if not fired:
-                return
-
-    async def _second_sampling(self, choice: int) -> dict[str, Any]:
-        request, seed = self.request, self.seed + choice
-        return {
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "seed": respond_seed(seed) if self.served.model.format.thinks else seed,
-            # Until there are so many, vLLM looks for no stop string.
-            "min_tokens": 0 if request.stops else 1,
-            "stop": request.stops,
-            "include_stop_str_in_output": False,
-            "skip_special_tokens": not await self._must_see_special_tokens(),
-            "frequency_penalty": request.frequency_penalty,
-            "presence_penalty": request.presence_penalty,
-            **self._constraints(),
-        }
-
-    async def _drawn(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Choice]:
-        engine = self.served.engine
-        if not self.request.stream:
-            [whole] = await engine.complete(prompt, **sampling)
-            yield whole
-            return
-        async with engine.stream(prompt, **sampling) as pieces:
-            async for piece in pieces:
-                yield piece
-
-    def _constraints(self) -> dict[str, Any]:
-        request = self.request
-        fields: dict[str, Any] = {}
-        if request.logprobs:
-            fields["logprobs"] = request.top_logprobs or 0
-        if request.logit_bias:
-            fields["logit_bias"] = request.logit_bias
-        if tools := request.callable_tools:
-            fields["response_format"] = grammar(
-                tools, required=request.must_call, parallel=request.parallel_tool_calls
-            )
-        elif request.response_format.type != "text":
-            fields["response_format"] = request.response_format.model_dump(
-                by_alias=True, exclude_none=True
-            )
-        return fields
-
-    def _reader(self) -> AnswerReader:
-        return AnswerReader(
-            AnswerFilter(self._marks), ToolCallReader() if self.request.callable_tools else None
-        )
-
-    @property
-    def _marks(self) -> Sequence[Marks]:
-        """Of thoughts that may begin in the answer. JSON may hold any text, and bound to it, a
-        model cannot begin another thought."""
-        is_free = self.request.response_format.type == "text"
-        return self.served.model.format.marks if is_free else ()
-
-    async def _must_see_special_tokens(self) -> bool:
-        """What is looked for in the answer may be a special token, and is in its text only if that
-        is asked for. The model's own end is in no text, since no stop is included."""
-        if self.request.callable_tools:
-            return True
-        tokenize = self.served.engine.tokenize
-        return any([len(await tokenize(m)) == 1 for marks in self._marks for m in marks])
 
     @property
     def room(self) -> int:

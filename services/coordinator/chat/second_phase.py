@@ -1,0 +1,100 @@
+"""Phase 2 of a turn: what the engine writes behind a thought, as the request binds it."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from services.coordinator.chat.schema import ChatRequest
+from services.coordinator.chat.serving import Served
+from services.coordinator.chat.tool_calls import grammar
+from shared.engine_answers import Choice
+from shared.formats import Marks
+from shared.generation import respond_seed
+
+MOST_SPACES = 4
+"""How often the engine is asked to go on where a stop string fires before the first word."""
+
+
+@dataclass(frozen=True)
+class SecondPhase:
+    request: ChatRequest
+    served: Served
+
+    @property
+    def marks(self) -> Sequence[Marks]:
+        """Of thoughts that may begin in the answer. JSON may hold any text, and bound to it, a
+        model cannot begin another thought."""
+        is_free = self.request.response_format.type == "text"
+        return self.served.model.format.marks if is_free else ()
+
+    async def draw(self, prompt: list[int], budget: int, seed: int) -> AsyncGenerator[Choice]:
+        """At most `budget` tokens that continue the prompt, which ends with the thought. White
+        space there belongs to neither thought nor answer, so a stop string that fires in it does
+        not end the answer."""
+        sampling, said = await self._sampling(seed), False
+        for attempt in range(MOST_SPACES):
+            written, fired = 0, False
+            drawn = self._drawn(list(prompt), sampling | {"max_tokens": budget})
+            async with aclosing(drawn) as pieces:
+                async for piece in pieces:
+                    prompt += piece.token_ids
+                    written += len(piece.token_ids)
+                    said |= bool(piece.text.strip())
+                    may_go_on = not said and written < budget and attempt + 1 < MOST_SPACES
+                    fired = may_go_on and str(piece.stop_reason or "").isspace()
+                    yield replace(piece, finish_reason=None, stop_reason=None) if fired else piece
+            budget -= written
+            if not fired:
+                return
+
+    async def _sampling(self, seed: int) -> dict[str, Any]:
+        request = self.request
+        return {
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": respond_seed(seed) if self.served.model.format.thinks else seed,
+            # Until there are so many, vLLM looks for no stop string.
+            "min_tokens": 0 if request.stops else 1,
+            "stop": request.stops,
+            "include_stop_str_in_output": False,
+            "skip_special_tokens": not await self._must_see_special_tokens(),
+            "frequency_penalty": request.frequency_penalty,
+            "presence_penalty": request.presence_penalty,
+            **self._constraints(),
+        }
+
+    async def _drawn(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Choice]:
+        engine = self.served.engine
+        if not self.request.stream:
+            [whole] = await engine.complete(prompt, **sampling)
+            yield whole
+            return
+        async with engine.stream(prompt, **sampling) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _must_see_special_tokens(self) -> bool:
+        """What is looked for in the answer may be a special token, and is in its text only if that
+        is asked for. The model's own end is in no text, since no stop is included."""
+        if self.request.callable_tools:
+            return True
+        tokenize = self.served.engine.tokenize
+        return any([len(await tokenize(m)) == 1 for marks in self.marks for m in marks])
+
+    def _constraints(self) -> dict[str, Any]:
+        request = self.request
+        fields: dict[str, Any] = {}
+        if request.logprobs:
+            fields["logprobs"] = request.top_logprobs or 0
+        if request.logit_bias:
+            fields["logit_bias"] = request.logit_bias
+        if tools := request.callable_tools:
+            fields["response_format"] = grammar(
+                tools, required=request.must_call, parallel=request.parallel_tool_calls
+            )
+        elif request.response_format.type != "text":
+            fields["response_format"] = request.response_format.model_dump(
+                by_alias=True, exclude_none=True
+            )
+        return fields
