@@ -11,6 +11,8 @@ from shared.formats import GENERIC
 from shared.models import Dataset, Model, Prompt, Serving, Split
 
 CHECKS = [{"kind": "words", "at_most": 10, "at_least": None}]
+WEIGHTS = "0" * 64
+"""Hash of a model's, unless one is given; an engine that serves them is labelled with it."""
 
 
 def model(session: Session, **given: Any) -> Model:
@@ -20,7 +22,7 @@ def model(session: Session, **given: Any) -> Model:
         "version": 1,
         "source": "test",
         "path": "/nowhere",
-        "weights_sha256": "0" * 64,
+        "weights_sha256": WEIGHTS,
         "lineage": {},
     }
     row = Model(**(values | given))

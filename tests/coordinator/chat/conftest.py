@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from services.coordinator.app import app
 from services.coordinator.chat import serving as serving_cache
 from shared.formats import GENERIC, ThoughtFormat
+from tests import factories
 from tests.access import SERVICE_KEY
 from tests.coordinator.chat.served import serve
 from tests.scripted_engine import ScriptedEngine, running, serving
@@ -17,7 +18,8 @@ from tests.workers import tiny_model
 
 @pytest.fixture(scope="module")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> ScriptedEngine:
-    return ScriptedEngine(tiny_model.write(tmp_path_factory.mktemp("tiny")), lambda *_: "")
+    folder = tiny_model.write(tmp_path_factory.mktemp("tiny"))
+    return ScriptedEngine(folder, lambda *_: "", label=factories.WEIGHTS)
 
 
 @pytest.fixture(scope="module")

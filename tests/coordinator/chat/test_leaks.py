@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from shared.formats import ThoughtFormat
+from tests import factories
 from tests.coordinator.chat import fuzz
 from tests.coordinator.chat.cases import FORMATS, MARKERS, TOOL
 from tests.coordinator.chat.served import QUESTION, script
@@ -25,7 +26,7 @@ def scripted(
     """Markers are made of many tokens, or each is a special one."""
     special: Sequence[str] = request.param
     folder = tiny_model.write(tmp_path_factory.mktemp("tiny"), special=special)
-    return ScriptedEngine(folder, lambda *_: "")
+    return ScriptedEngine(folder, lambda *_: "", label=factories.WEIGHTS)
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)

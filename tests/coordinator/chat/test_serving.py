@@ -116,7 +116,7 @@ def blind(served: str, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(served_model, "read_serving", full)
     monkeypatch.setattr(serving_cache, "FRESH_SECONDS", 0.0)
-    monkeypatch.setattr(scripted, "label", "0" * 64)
+    monkeypatch.setattr(scripted, "label", scripted.label)  # put back afterwards
     scripted.requests.clear()
     return scripted
 
