@@ -1,31 +1,25 @@
-"""The prompts of the demo: valid, distinct, and what their script writes."""
+"""Prompts of the demo and of the experiment: valid, distinct, and what their scripts write."""
 
-import importlib.util
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from configs.demo import make_prompts as demo
+from experiments.learning import make_prompts as learning
 from shared.checks import checks_adapter
 from shared.schemas import InlinePrompt
-
-FOLDER = Path(__file__).parents[1] / "configs" / "demo"
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (FOLDER / "prompts.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in demo.PATH.read_text().splitlines()]
 
 
-def test_the_script_writes_the_same_bytes() -> None:
-    spec = importlib.util.spec_from_file_location("make_prompts", FOLDER / "make_prompts.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.jsonl().encode() == (FOLDER / "prompts.jsonl").read_bytes()
+def test_scripts_write_the_same_bytes() -> None:
+    assert demo.jsonl(demo.CATEGORIES).encode() == demo.PATH.read_bytes()
+    assert demo.jsonl(learning.CATEGORIES).encode() == learning.PATH.read_bytes()
 
 
 def test_every_prompt_is_valid_and_carries_checks(rows: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ often with one that it meets now and then, so that its answers to one prompt sco
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 PATH = Path(__file__).with_name("prompts.jsonl")
@@ -92,26 +92,11 @@ NAMES = ["Anna", "Ben", "Clara", "David", "Emma", "Farid", "Grace", "Hugo", "Iri
 THINGS = ["apples", "books", "coins", "pencils", "marbles", "stamps", "eggs", "cards"]
 
 
-LONG = [30, 35, 40]
-"""Words: an answer of 64 tokens has room for them, and most of such a model have fewer."""
-
-
 # --- requirements ---------------------------------------------------------------------------------
 
 
 def at_most_words(count: int) -> Requirement:
     return f"Use at most {count} words.", {"kind": "words", "at_most": count}
-
-
-def at_least_words(count: int) -> Requirement:
-    return f"Use at least {count} words.", {"kind": "words", "at_least": count}
-
-
-def length(rng: random.Random, short: list[int], long: list[int]) -> Requirement:
-    """A bound on the words, above as often as below: what is learnt is to heed it, not brevity."""
-    if rng.random() < 0.5:
-        return at_most_words(rng.choice(short))
-    return at_least_words(rng.choice(long))
 
 
 def sentences(count: int) -> Requirement:
@@ -149,14 +134,15 @@ def ask(request: str, *requirements: Requirement) -> Draft:
 
 def sentence_with_words(rng: random.Random) -> Draft:
     topic, first, second = rng.choice(TOPICS)
-    extra = rng.choice([keyword(second), NO_COMMAS, length(rng, [12, 15], [16, 20])])
+    extra = rng.choice([keyword(second), NO_COMMAS, at_most_words(rng.choice([12, 15, 18]))])
     return ask(f"Write a sentence about {topic}.", sentences(1), keyword(first), extra)
 
 
 def short_description(rng: random.Random) -> Draft:
     topic, first, _ = rng.choice(TOPICS)
+    limit = rng.choice([15, 20, 25, 30])
     extra = rng.choice([NO_COMMAS, keyword(first), sentences(2)])
-    return ask(f"Describe {topic} to a child.", length(rng, [15, 20, 25], LONG), extra)
+    return ask(f"Describe {topic} to a child.", at_most_words(limit), extra)
 
 
 def naming(rng: random.Random) -> Draft:
@@ -184,23 +170,24 @@ def first_and_last(rng: random.Random) -> Draft:
     edge = rng.choice(
         [starts_with("I think"), starts_with("Once"), starts_with("Well"), ends_with("The end.")]
     )
-    extra = rng.choice([length(rng, [20, 25], LONG), keyword(first), sentences(2)])
+    extra = rng.choice([at_most_words(25), keyword(first), sentences(2)])
     return ask(f"Say something about {topic}.", edge, extra)
 
 
 def avoiding(rng: random.Random) -> Draft:
     topic, first, second = rng.choice(TOPICS)
+    limit = rng.choice([20, 25, 30])
     return ask(
-        f"Explain why people like {topic}.",
+        f"Explain in a few words why people like {topic}.",
         without(first, rng.choice(["they", "people", "the", "is"])),
-        length(rng, [15, 20, 25], LONG),
+        at_most_words(limit),
         rng.choice([NO_COMMAS, keyword(second)]),
     )
 
 
 def repeating(rng: random.Random) -> Draft:
     topic, first, second = rng.choice(TOPICS)
-    extra = rng.choice([length(rng, [20, 25], LONG), keyword(second)])
+    extra = rng.choice([at_most_words(25), at_most_words(35), keyword(second)])
     return ask(f"Tell me about {topic}.", sentences(2), keyword(first, 2), extra)
 
 
@@ -220,17 +207,18 @@ def sums(rng: random.Random) -> Draft:
     return text, [{"kind": "math", "answer": str(answer)}, *checks]
 
 
-CATEGORIES: list[Callable[[random.Random], Draft]] = [
+Category = Callable[[random.Random], Draft]
+CATEGORIES: list[Category] = [
     sentence_with_words, short_description, naming, lists, first_and_last, avoiding, repeating,
     sums,
 ]  # fmt: skip
 
 
-def prompts() -> list[dict[str, object]]:
+def prompts(categories: Sequence[Category]) -> list[dict[str, object]]:
     """The training prompts, then those of validation, each in mixed order of categories."""
     train: list[dict[str, object]] = []
     validation: list[dict[str, object]] = []
-    for make in CATEGORIES:
+    for make in categories:
         category = make.__name__
         drafts = _distinct(make, random.Random(category))
         for i in range(TRAIN + VALIDATION):
@@ -243,7 +231,7 @@ def prompts() -> list[dict[str, object]]:
     return train + validation
 
 
-def _distinct(make: Callable[[random.Random], Draft], rng: random.Random) -> Iterator[Draft]:
+def _distinct(make: Category, rng: random.Random) -> Iterator[Draft]:
     seen: set[str] = set()
     while True:
         text, checks = make(rng)
@@ -252,9 +240,9 @@ def _distinct(make: Callable[[random.Random], Draft], rng: random.Random) -> Ite
             yield text, checks
 
 
-def jsonl() -> str:
-    return "".join(json.dumps(prompt) + "\n" for prompt in prompts())
+def jsonl(categories: Sequence[Category]) -> str:
+    return "".join(json.dumps(prompt) + "\n" for prompt in prompts(categories))
 
 
 if __name__ == "__main__":
-    PATH.write_text(jsonl(), encoding="utf-8")
+    PATH.write_text(jsonl(CATEGORIES), encoding="utf-8")

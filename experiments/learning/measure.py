@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from services.cli.demo import FOLDER as DEMO
+from experiments.learning.make_prompts import PATH
 from services.coordinator.evaluation import with_interval
 from shared.client import ServiceClient
 
@@ -46,7 +46,7 @@ def mean(values: list[float] | list[int]) -> float:
 
 
 def held_out() -> list[Json]:
-    prompts = [json.loads(line) for line in (DEMO / "prompts.jsonl").read_text().splitlines()]
+    prompts = [json.loads(line) for line in PATH.read_text().splitlines()]
     return [
         {"text": p["text"], "checks": p["checks"]} for p in prompts if p["split"] == "validation"
     ]

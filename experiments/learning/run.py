@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from experiments.learning.make_prompts import PATH as PROMPTS
 from experiments.learning.measure import Services, measure
 from services.cli.client import Client
 from services.cli.datadir import DataDir
-from services.cli.demo import prepare
+from services.cli.demo import prepare_model
 from services.cli.stack import Options, running
 from services.cli.watch import watch
 from shared.client import ServiceClient
@@ -36,7 +37,9 @@ def main() -> None:
     console = Console()
     with running(Options(DataDir(given.data)), console.print, console.print) as stack:
         client = Client(stack.url, stack.key)
-        prepare(client, console)
+        prepare_model(client, console)
+        if client.dataset(config["dataset"]) is None:
+            client.upload_dataset(config["dataset"], PROMPTS)
         addresses = ("FORETHOUGHT_GENERATE_URL", "FORETHOUGHT_JUDGE_URL")
         services = Services(*(ServiceClient(stack.env[name], stack.key) for name in addresses))
         results = {}

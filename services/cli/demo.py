@@ -35,7 +35,9 @@ def run(data: DataDir, console: Console) -> None:
     started = time.monotonic()
     with platform(data, console) as url:
         client = Client(url, data.read_key())
-        prepare(client, console)
+        prepare_model(client, console)
+        if client.dataset(DATASET) is None:
+            client.upload_dataset(DATASET, FOLDER / "prompts.jsonl")
         config = yaml.safe_load((FOLDER / "demo.yaml").read_text())
         console.print(f"[bold]POST {url}/iterations[/] with configs/demo/demo.yaml")
         run_id = client.start_run(config, key=str(uuid.uuid4()))["run_id"]
@@ -74,15 +76,13 @@ def _wait_for(process: subprocess.Popen[bytes], data: DataDir) -> str:
     raise StackError(f"the platform did not start in {START_SECONDS:.0f} s; see {data.logs}")
 
 
-def prepare(client: Client, console: Console) -> None:
-    """Register the bundled model and the demo prompts, unless an earlier run has."""
+def prepare_model(client: Client, console: Console) -> None:
+    """Register the bundled model, unless an earlier run has."""
     model = client.model(SEED_MODEL)
     if model is None or model["status"] == "failed":
         console.print(f"registering {SEED_MODEL}, which comes with the packages")
         client.register_model(SEED_MODEL, "bundled")
     client.wait_for_model(SEED_MODEL)
-    if client.dataset(DATASET) is None:
-        client.upload_dataset(DATASET, FOLDER / "prompts.jsonl")
 
 
 def show(iterations: list[Object], console: Console) -> None:
