@@ -13,7 +13,6 @@ another seed derived from it. Equal seeds give equal outputs only as far as the 
 do not depend on what else is in a batch; vLLM's do, slightly.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from shared.engine_answers import Choice
 from shared.formats import ThoughtFormat
 from shared.schemas import Sampling
 from shared.thoughts import REPLACEMENT, Thought, Vocabulary, close
+from shared.together import together
 
 Split = Callable[[Sequence[int], str, int], int]
 """(token ids, their text, an offset in it) -> how many first tokens cover the text up to there."""
@@ -182,7 +182,7 @@ async def _two_phases(
             seed=seed + k,
         )
 
-    return list(await asyncio.gather(*(finish(k, t) for k, t in enumerate(thoughts))))
+    return await together(finish(k, t) for k, t in enumerate(thoughts))
 
 
 async def _one_pass(

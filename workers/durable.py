@@ -6,17 +6,12 @@ from pathlib import Path
 
 def sync(folder: Path) -> None:
     """All files below it, and their names."""
-    for path in folder.rglob("*"):
-        _fsync(path)
-    _fsync(folder)
+    for path in (folder, *folder.rglob("*")):
+        fsync(path)
 
 
-def sync_names(folder: Path) -> None:
-    """Which files it holds, not what is in them."""
-    _fsync(folder)
-
-
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """What is in a file; of a folder, which files it holds."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

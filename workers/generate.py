@@ -9,9 +9,8 @@ import asyncio
 import hashlib
 import logging
 import uuid
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
@@ -26,13 +25,13 @@ from shared.jobs import Claim, LeaseLost
 from shared.models import Completion, Json, Model
 from shared.schemas import Sampling
 from shared.settings import get_settings
+from shared.together import together
 from workers.leases import Leases, StageError, bound, leases
 from workers.prompts import ShardPrompt, load_prompts
 from workers.stage import arguments, start
 from workers.token_split import TokenSplitter
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
@@ -122,7 +121,7 @@ class Generation:
             return outputs
 
         try:
-            groups = await _all(counted(p) for p in prompts)
+            groups = await together(counted(p) for p in prompts)
             rows = [
                 _row(claim, prompt, k, output)
                 for prompt, group in zip(prompts, groups, strict=True)
@@ -185,16 +184,6 @@ class Generation:
         """Most tokens of a thought and of a response."""
         thought = self._sampling.max_thought_tokens if self._format.thinks else 0
         return thought, self._sampling.max_response_tokens
-
-
-async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all; what is still under way when one fails is cancelled."""
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def seed_of(seed: int, prompt: ShardPrompt) -> int:

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared.formats import NATIVE, THINK, ThoughtFormat
-from workers.durable import sync, sync_names
+from workers.durable import fsync, sync
 from workers.model_files import ModelFolderError, check_files
 from workers.weights import weights_files
 
@@ -60,7 +60,7 @@ def write_aside(folder: Path, write: Callable[[Path], None]) -> None:
         except OSError:
             if not folder.is_dir():
                 raise
-        sync_names(folder.parent)
+        fsync(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

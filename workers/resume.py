@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from workers.durable import sync, sync_names
+from workers.durable import fsync, sync
 from workers.weights import weights_sha256
 
 log = logging.getLogger("workers.train")
@@ -23,7 +23,7 @@ def seal(checkpoint: Path) -> None:
     aside.write_text(json.dumps(_checksums(checkpoint)))
     sync(checkpoint)
     aside.replace(checkpoint / SEAL)
-    sync_names(checkpoint)
+    fsync(checkpoint)
 
 
 def _sealed(checkpoint: Path) -> dict[str, str]:

@@ -131,9 +131,9 @@ def _train(config: TrainConfig, scratch: Path) -> float:
     pairs = ranks.first_ahead(
         lambda: tokenize_pairs(config.pairs_path, tokens, longest, scratch / STORED_PAIRS)
     )
-    model = _load(settings, base)
     started = time.monotonic()
     log.info("training on %d pairs of up to %d tokens", len(pairs), pairs[0]["length"])
+    model = _load(settings, base)
     try:
         trainer = PairTrainer(
             model=model,

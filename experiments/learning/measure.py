@@ -3,9 +3,11 @@
 import json
 import time
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from experiments.learning.make_prompts import PATH
+from services.cli.watch import TERMINAL
 from services.coordinator.evaluation import with_interval
 from shared.client import ServiceClient
 
@@ -34,15 +36,11 @@ class Measured:
         """Means, and the mean gain over the seed with its 95% interval."""
         gains = [ours - theirs for ours, theirs in zip(self.scores, seed.scores, strict=True)]
         return asdict(self) | {
-            "score": mean(self.scores),
+            "score": fmean(self.scores),
             "gain": with_interval(gains),
-            "mean_response_tokens": mean(self.response_tokens),
-            "mean_thought_tokens": mean(self.thought_tokens),
+            "mean_response_tokens": fmean(self.response_tokens),
+            "mean_thought_tokens": fmean(self.thought_tokens),
         }
-
-
-def mean(values: list[float] | list[int]) -> float:
-    return sum(values) / len(values)
 
 
 def held_out() -> list[Json]:
@@ -77,11 +75,11 @@ def measure(services: Services, model: str, thought_format: str, sampling: Json)
 
 
 def _done(service: ServiceClient, job: Json) -> str:
-    while job["status"] not in ("succeeded", "failed"):
+    while job["status"] not in TERMINAL:
         time.sleep(1)
         job = service.get(f"/jobs/{job['id']}")
-    if job["status"] == "failed":
-        raise SystemExit(f"job {job['id']} failed: {job['error']}")
+    if job["status"] != "succeeded":
+        raise SystemExit(f"job {job['id']} {job['status']}: {job['error']}")
     return str(job["id"])
 
 

@@ -16,6 +16,12 @@ from tests import evaluated_runs, factories
 from tests.evaluated_runs import Out
 
 
+def look() -> None:
+    """Of a loop whose services are played by `ServiceClient.put`."""
+    nobody = ServiceClient("http://127.0.0.1:1", "")
+    tick(Services(generate=nobody, judge=nobody, train=nobody), threading.Event())
+
+
 def test_a_training_is_asked_for_once_its_pairs_are_in_the_record(
     clean_database: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,9 +42,8 @@ def test_a_training_is_asked_for_once_its_pairs_are_in_the_record(
         raise KeyboardInterrupt("the loop is killed")
 
     monkeypatch.setattr(ServiceClient, "put", put)
-    nobody = ServiceClient("http://127.0.0.1:1", "")
     with pytest.raises(KeyboardInterrupt):
-        tick(Services(generate=nobody, judge=nobody, train=nobody), threading.Event())
+        look()
     assert seen == [("train", 2)]
     with transaction() as session:
         pairing = session.get_one(Iteration, id_).pairing
@@ -63,8 +68,7 @@ def test_an_iteration_that_cannot_go_on_holds_up_no_other(
         raise Unavailable("not now")
 
     monkeypatch.setattr(ServiceClient, "put", put)
-    nobody = ServiceClient("http://127.0.0.1:1", "")
-    tick(Services(generate=nobody, judge=nobody, train=nobody), threading.Event())
+    look()
     assert str(ids[1]) in asked
     with transaction() as session:
         error = session.get_one(Iteration, ids[0]).error

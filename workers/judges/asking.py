@@ -7,9 +7,9 @@ without text: one response without a verdict must not end a job.
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 import httpx2
 import openai
@@ -26,7 +26,6 @@ REFUSALS = {
     "filtered": ("content_filter", "content_policy", "content management policy"),
 }
 """Words of a refusal that is about the question's content."""
-T = TypeVar("T")
 TOP = 20
 """Likeliest tokens looked at for an expected score: the most that OpenAI gives."""
 
@@ -97,17 +96,6 @@ class Tally:
         """With what the tokens cost, where they cost anything."""
         dollars = sum(self._counts[kind] * price for kind, price in self._prices.items()) / 1e6
         return {**self._counts, **({"dollars": dollars} if dollars else {})}
-
-
-async def gather(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results in order. When one fails the others are cancelled: none is paid for nothing."""
-    tasks = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 class NoChoice(Exception):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from shared.judge_specs import Pairwise
 from shared.schemas import JudgeItem
-from workers.judges.asking import Asker, Question, Tally, gather
+from shared.together import together
+from workers.judges.asking import Asker, Question, Tally
 from workers.judges.base import Score, by_instruction
 from workers.judges.chat import ChatJudge
 from workers.judges.comparisons import Comparison, calls, next_round, wins
@@ -26,7 +27,7 @@ class PairwiseJudge(ChatJudge[Pairwise]):
 
         async def run() -> list[list[Score]]:
             async with self._ask_with() as asker:
-                return await gather(self._rate(asker, group) for group in by_instruction(items))
+                return await together(self._rate(asker, group) for group in by_instruction(items))
 
         return [score for group in asyncio.run(run()) for score in group]
 
@@ -36,7 +37,7 @@ class PairwiseJudge(ChatJudge[Pairwise]):
         async def run() -> list[Score]:
             async with self._ask_with() as asker:
                 pairs = zip(items, others, strict=True)
-                return await gather(self._versus(asker, item, group) for item, group in pairs)
+                return await together(self._versus(asker, item, group) for item, group in pairs)
 
         return asyncio.run(run())
 
@@ -59,7 +60,7 @@ class PairwiseJudge(ChatJudge[Pairwise]):
 
     async def _versus(self, asker: Asker, item: JudgeItem, others: Sequence[JudgeItem]) -> Score:
         tally = Tally(asker)
-        shares = await gather(
+        shares = await together(
             self._share(asker, tally, item.instruction, item.response, other.response)
             for other in others
         )
@@ -88,7 +89,7 @@ class PairwiseJudge(ChatJudge[Pairwise]):
             answer = tally.of(await asker.ask(Question(messages, self._spec.max_tokens)))
             return Verdict.unreadable if answer.text is None else parse_verdict(answer.text)
 
-        verdicts = await gather(one(first, second) for first, second in shown)
+        verdicts = await together(one(first, second) for first, second in shown)
         tally.add({f"verdict_{verdict}": n for verdict, n in Counter(verdicts).items()})
         return verdicts
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from shared.judge_specs import Pointwise
 from shared.schemas import JudgeItem
-from workers.judges.asking import Answer, Asker, Question, Tally, gather
+from shared.together import together
+from workers.judges.asking import Answer, Asker, Question, Tally
 from workers.judges.base import Score
 from workers.judges.chat import ChatJudge
 from workers.judges.verdicts import expected_score, parse_score, pointwise_messages
@@ -25,7 +26,7 @@ class PointwiseJudge(ChatJudge[Pointwise]):
 
         async def run() -> list[Score]:
             async with self._ask_with() as asker:
-                return await gather(self._rate(asker, item) for item in items)
+                return await together(self._rate(asker, item) for item in items)
 
         return asyncio.run(run())
 
@@ -47,7 +48,7 @@ class PointwiseJudge(ChatJudge[Pointwise]):
             return _expected(answer) if spec.expected else _stated(answer)
 
         found = [
-            s for s in await gather(one(seed) for seed in range(spec.samples)) if s is not None
+            s for s in await together(one(seed) for seed in range(spec.samples)) if s is not None
         ]
         tally.add({"unreadable": spec.samples - len(found)})
         if not found:

@@ -81,6 +81,8 @@ class _Logprobs:
         """Offset in the answer of the last token given out."""
 
     def take(self, choice: Choice) -> list[TokenLogprob]:
+        if not (choice.logprobs or self._answer):
+            return []  # none are asked for
         self._answer += choice.text
         self._waiting += choice.logprobs
         count = 0

@@ -1,15 +1,13 @@
 """What one request does side by side: its choices, and thinking while the client is told so."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from typing import TypeVar
 
 from services.coordinator.chat.admission import cancelled
 from services.coordinator.chat.answer import Piece
 from services.coordinator.chat.turn import Turn
-
-T = TypeVar("T")
+from shared.together import together
 
 
 @asynccontextmanager
@@ -22,16 +20,6 @@ async def begun(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task
         yield task
     finally:
         await cancelled(task)
-
-
-async def together(works: Iterable[Coroutine[None, None, T]]) -> list[T]:
-    """What all of them return. Where one fails, the others are ended, and it is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 async def merged(turn: Turn) -> AsyncGenerator[tuple[int, Piece]]:

@@ -96,14 +96,16 @@ class ResponsesRequest(Lenient):
         system = [Message(role="system", content=self.instructions)] if self.instructions else []
         messages = [*system, *self.messages]
         wanted = self.text.format
-        schema = {"name": wanted.name, "schema": wanted.schema_}
+        schema = None
+        if wanted.schema_ is not None:
+            schema = {"name": wanted.name, "schema": wanted.schema_}
         return ChatRequest(
             model=self.model,
             messages=messages,
             max_completion_tokens=self.max_output_tokens,
             reasoning_effort=self.reasoning.effort,
             response_format=ResponseFormat.model_validate(
-                {"type": wanted.type, "json_schema": None if wanted.schema_ is None else schema}
+                {"type": wanted.type, "json_schema": schema}
             ),
             temperature=self.temperature,
             top_p=self.top_p,
