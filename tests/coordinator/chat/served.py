@@ -7,6 +7,7 @@ import httpx2
 from services.coordinator.chat.serving import CACHE
 from shared.db import transaction
 from shared.formats import GENERIC, ThoughtFormat
+from shared.models import Serving
 from tests import factories
 from tests.access import HEADERS
 from tests.engine_scripts import Play, Script
@@ -33,11 +34,19 @@ def post(url: str, *, timeout: float = 30, **fields: Any) -> httpx2.Response:
     return httpx2.post(f"{url}/v1/chat/completions", json=body, headers=HEADERS, timeout=timeout)
 
 
-def serve(engine_url: str, fmt: ThoughtFormat, name: str = "demo") -> None:
+def serve(engine_url: str, fmt: ThoughtFormat, name: str = "demo", version: int = 1) -> None:
     """Promote a model of this format and wait until chat serves it, as after a first question: its
     template is known to take one."""
     with transaction() as session:
-        id_ = factories.served(session, engine_url, name=name, thought_format=fmt.model_dump()).id
+        wanted = {"name": name, "version": version, "thought_format": fmt.model_dump()}
+        id_ = factories.served(session, engine_url, **wanted).id
     until(lambda: CACHE._served and CACHE._served.model.id == id_, "it is served")
     assert CACHE._served is not None
     CACHE._served.orders.add(("user",))
+
+
+def replace(engine_url: str, name: str = "other", version: int = 1) -> None:
+    """Another model takes the place of the served one."""
+    with transaction() as session:
+        session.query(Serving).delete()
+    serve(engine_url, GENERIC, name, version)

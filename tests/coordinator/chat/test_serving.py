@@ -18,7 +18,7 @@ from shared.formats import GENERIC
 from shared.models import Model, Serving
 from tests import factories
 from tests.access import HEADERS
-from tests.coordinator.chat.served import QUESTION, THOUGHT, script, serve, thinks
+from tests.coordinator.chat.served import QUESTION, THOUGHT, replace, script, thinks
 from tests.scripted_engine import ScriptedEngine
 from tests.waiting import until
 
@@ -46,13 +46,6 @@ def slow(scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> ScriptedE
     monkeypatch.setattr(scripted, "token_seconds", 0.01)
     scripted.requests.clear()
     return scripted
-
-
-def replace(engine_url: str) -> None:
-    """Another model takes the place of `demo`."""
-    with transaction() as session:
-        session.query(Serving).delete()
-    serve(engine_url, GENERIC, name="other")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -86,11 +79,31 @@ def test_an_answer_that_has_begun_comes_to_its_end(
     assert "other" not in answer.text
 
 
-def test_an_earlier_model_is_not_found(served: str, engine_url: str) -> None:
-    replace(engine_url)
-    answer = Asked(served).answered()
-    assert answer.status_code == 404
-    assert answer.json()["error"]["code"] == "model_not_found"
+@pytest.mark.parametrize(
+    ("replacement", "asked", "status"),
+    [
+        (("other", 1), "demo", 404),
+        (("demo", 2), "demo@v1", 404),
+        (("demo", 2), "demo", 200),
+        (("demo", 2), "demo@v2", 200),
+    ],
+)
+def test_an_earlier_model_is_not_found(
+    served: str,
+    slow: ScriptedEngine,
+    engine_url: str,
+    replacement: tuple[str, int],
+    asked: str,
+    status: int,
+) -> None:
+    slow.script = script("Forty two.")
+    replace(engine_url, *replacement)
+    answer = Asked(served, model=asked).answered()
+    assert answer.status_code == status
+    if status == 404:
+        assert answer.json()["error"]["code"] == "model_not_found"
+    else:
+        assert answer.json()["model"] == "demo@v2"
 
 
 def test_a_client_that_waits_for_a_thought_hears_of_it(
