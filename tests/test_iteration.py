@@ -193,6 +193,7 @@ def test_a_prompt_longer_than_the_context_is_named(scripted: Scripted) -> None:
     long = {"text": "x" * 4000, "checks": [{"kind": "words", "at_most": 3}]}
     # The fourth is drawn at another place: prompts are shuffled.
     prompts = [*(prompt(n) for n in range(3)), long, *(prompt(n) for n in range(3, 11))]
+    scripted.engine.requests.clear()
     [iteration] = scripted.run(prompts=prompts)
     error = iteration["error"]
     assert (iteration["status"], error["stage"], error["param"]) == (
@@ -201,6 +202,8 @@ def test_a_prompt_longer_than_the_context_is_named(scripted: Scripted) -> None:
         "dataset",
     )
     assert re.match(r"prompt 4 of the dataset \(train\) has 4\d{3} tokens", error["message"])
+    sampled = [body for body in scripted.engine.requests if body["max_tokens"] > 1]
+    assert not sampled, "it is named before hours have gone into the others"
     unfinished = "SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')"
     assert scripted.platform.sql(unfinished) == [(0,)], "its other jobs go on for nobody"
 

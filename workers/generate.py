@@ -28,6 +28,7 @@ from shared.settings import get_settings
 from shared.together import together
 from workers.leases import Leases, StageError, bound, leases
 from workers.prompts import ShardPrompt, load_prompts
+from workers.room import Room
 from workers.stage import arguments, start
 from workers.token_split import TokenSplitter
 
@@ -68,14 +69,13 @@ class Generation:
         self._freed = asyncio.Event()
         self._engine_error: EngineError | None = None
         self._versions: dict[str, str] = {}
-        self._max_len = 0
+        self._room = Room(client, self._format, self._sampling)
 
     async def run(self) -> None:
         """Until no shard can be taken. Raises `EngineError`, and leaves shards, when the engine
         has failed."""
         self._versions = {"vllm": await self._client.version()}
-        self._max_len = await self._client.max_model_len()
-        self._check_budgets()
+        await self._room.check(self._held.job_id)
         tasks: set[asyncio.Task[None]] = set()
         more = True
         while more or tasks:
@@ -144,12 +144,9 @@ class Generation:
 
     async def _prompt(self, prompt: ShardPrompt) -> list[Output]:
         try:
-            message = {"role": "user", "content": self._format.prompt(prompt.text)}
-            ids = await self._client.render([message])
-            self._check_length(prompt, len(ids))
             return await think_then_respond(
                 self._client,
-                ids,
+                await self._room.rendered(prompt),
                 self._format,
                 self._sampling,
                 seed=seed_of(self._sampling.seed, prompt),
@@ -158,32 +155,6 @@ class Generation:
         finally:
             self._under_way -= self._sampling.samples
             self._freed.set()
-
-    def _check_budgets(self) -> None:
-        thought, response = self._budgets()
-        if thought + response >= self._max_len:
-            more = "max_thought_tokens" if thought > response else "max_response_tokens"
-            raise StageError(
-                f"up to {thought} tokens of thought and {response} of response leave no room for "
-                f"a prompt in the model's context of {self._max_len}",
-                code="context_length_exceeded",
-                param=f"sampling.{more}",
-            )
-
-    def _check_length(self, prompt: ShardPrompt, tokens: int) -> None:
-        budget = sum(self._budgets())
-        if tokens + budget > self._max_len:
-            raise StageError(
-                f"{prompt.place} has {tokens} tokens; with up to {budget} for the output that "
-                f"exceeds the model's context of {self._max_len}",
-                code="context_length_exceeded",
-                param="dataset" if prompt.prompt_id else f"prompts.{prompt.index}",
-            )
-
-    def _budgets(self) -> tuple[int, int]:
-        """Most tokens of a thought and of a response."""
-        thought = self._sampling.max_thought_tokens if self._format.thinks else 0
-        return thought, self._sampling.max_response_tokens
 
 
 def seed_of(seed: int, prompt: ShardPrompt) -> int:

@@ -1,5 +1,6 @@
 """The prompts behind a generate shard, whether its payload carries them or their ids."""
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.models import Json, Prompt
+from shared.models import Json, Prompt, Shard
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,21 @@ def load_prompts(session: Session, payload: dict[str, Any]) -> list[ShardPrompt]
     return [
         ShardPrompt(start + i, _place(row), row.id, row.text, row.checks)
         for i, row in enumerate(rows[id_] for id_ in ids)
+    ]
+
+
+def longer_prompts(session: Session, job_id: uuid.UUID, most_bytes: int) -> list[ShardPrompt]:
+    """Those of a job's unfinished shards whose texts have more bytes than this."""
+    unfinished = (
+        select(Shard.payload)
+        .where(Shard.job_id == job_id, Shard.finished_at.is_(None))
+        .order_by(Shard.index)
+    )
+    return [
+        prompt
+        for payload in session.scalars(unfinished.execution_options(yield_per=100))
+        for prompt in load_prompts(session, payload)
+        if len(prompt.text.encode()) > most_bytes
     ]
 
 

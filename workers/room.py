@@ -1,0 +1,61 @@
+"""Whether a job's prompts and budgets fit the model's context, before anything is sampled."""
+
+import asyncio
+import uuid
+
+from shared.db import patiently, transaction
+from shared.engine_client import EngineClient
+from shared.formats import ThoughtFormat
+from shared.schemas import Sampling
+from workers.leases import StageError
+from workers.prompts import ShardPrompt, longer_prompts
+
+CODE = "context_length_exceeded"
+
+
+class Room:
+    """Raises `StageError` for what does not fit. All lengths are in tokens of the model."""
+
+    def __init__(self, client: EngineClient, fmt: ThoughtFormat, sampling: Sampling) -> None:
+        self._client = client
+        self._format = fmt
+        self._thought = sampling.max_thought_tokens if fmt.thinks else 0
+        self._response = sampling.max_response_tokens
+
+    async def check(self, job_id: uuid.UUID) -> None:
+        """The budgets, and all prompts of the job: one that is too long would fail it after hours,
+        when its turn comes. A token is a byte or more, so the engine counts few of them."""
+        longest = await self._client.max_model_len()
+        if self._thought + self._response >= longest:
+            more = "max_thought_tokens" if self._thought > self._response else "max_response_tokens"
+            raise StageError(
+                f"up to {self._thought} tokens of thought and {self._response} of response leave "
+                f"no room for a prompt in the model's context of {longest}",
+                code=CODE,
+                param=f"sampling.{more}",
+            )
+        left = longest - self._thought - self._response - len(await self._render("x"))
+        for prompt in await asyncio.to_thread(_longer_prompts, job_id, left):
+            await self.rendered(prompt)
+
+    async def rendered(self, prompt: ShardPrompt) -> list[int]:
+        """Ids of the prompt in the model's template, with the thought prompt."""
+        ids, longest = await self._render(prompt.text), await self._client.max_model_len()
+        budget = self._thought + self._response
+        if len(ids) + budget > longest:
+            raise StageError(
+                f"{prompt.place} has {len(ids)} tokens; with up to {budget} for the output that "
+                f"exceeds the model's context of {longest}",
+                code=CODE,
+                param="dataset" if prompt.prompt_id else f"prompts.{prompt.index}",
+            )
+        return ids
+
+    async def _render(self, text: str) -> list[int]:
+        return await self._client.render([{"role": "user", "content": self._format.prompt(text)}])
+
+
+@patiently
+def _longer_prompts(job_id: uuid.UUID, most_bytes: int) -> list[ShardPrompt]:
+    with transaction() as session:
+        return longer_prompts(session, job_id, most_bytes)
