@@ -137,7 +137,8 @@ def _sampled(
 ) -> tuple[uuid.UUID, uuid.UUID]:
     generate = _job(session, iteration, JobKind.generate, steps[0])
     unjudged = sum(o.parsed and o.score is None for given in outs for o in given)
-    judge = _job(session, iteration, JobKind.judge, steps[1], unjudged=unjudged)
+    counts = {"unjudged": unjudged, "calls": sum(len(given) for given in outs)}
+    judge = _job(session, iteration, JobKind.judge, steps[1], **counts)
     shards = [
         Shard(job_id=j.id, index=0, status=Status.succeeded, payload={}) for j in (generate, judge)
     ]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.judges.simulate import JUDGES, Setting, figures, sampled, spearman
-from workers.judges.comparisons import Comparison, all_pairs, calls, next_round, wins
+from workers.judges.comparisons import Comparison, agreement, all_pairs, calls, next_round, wins
 from workers.judges.verdicts import Verdict
 
 plan_st = st.integers(2, 10).flatmap(
@@ -25,6 +25,22 @@ def joined(responses: int, pairs: list[Comparison]) -> bool:
     for _ in range(responses):
         reached |= {n for pair in pairs if reached & set(pair) for n in pair}
     return len(reached) == responses
+
+
+def test_orders_agree_where_the_position_has_no_say() -> None:
+    fair = {p: Verdict.first if p.first < p.second else Verdict.second for p in all_pairs(4)}
+    assert agreement(fair) == {"orders_agree": 6, "orders_differ": 0}
+    assert agreement(dict.fromkeys(fair, Verdict.tie)) == {"orders_agree": 6, "orders_differ": 0}
+    assert agreement(dict.fromkeys(fair, Verdict.first)) == {"orders_agree": 0, "orders_differ": 6}
+
+
+@given(plan_st)
+def test_only_pairs_with_two_readable_verdicts_can_agree(plan: tuple[int, int, int]) -> None:
+    responses, budget, seed = plan
+    answers = sampled(judged(responses, seed), responses, budget, seed)
+    readable = {pair for pair, verdict in answers.items() if verdict is not Verdict.unreadable}
+    both = {frozenset(p) for p in readable if Comparison(p.second, p.first) in readable}
+    assert sum(agreement(answers).values()) == len(both)
 
 
 def test_a_third_of_the_calls_in_three_rounds() -> None:

@@ -88,6 +88,7 @@ class TestPairwise:
         assert len(server.asked) == 4 * 3 + 2 * 1
         assert scores[0].counts["calls"] == 12
         assert scores[0].counts["verdict_first"] == scores[0].counts["verdict_second"] == 6
+        assert (scores[0].counts["orders_agree"], scores[0].counts["orders_differ"]) == (6, 0)
 
     def test_a_share_of_the_comparisons(self) -> None:
         with judging(longer_wins, {**PAIRWISE, "share": 0.34}) as (judge, server):
@@ -121,6 +122,7 @@ class TestPairwise:
         with judging(lambda _: "[[A]]", PAIRWISE) as (judge, _):
             [share] = judge.win_shares([item("a")], [[item("b"), item("c")]])
         assert share.value == 0.5  # the judge always says the first
+        assert (share.counts["orders_agree"], share.counts["orders_differ"]) == (0, 2)
         with judging(longer_wins, PAIRWISE) as (judge, server):
             shares = judge.win_shares(
                 [item("aa"), item("a")], [[item("b"), item("aa")], [item("bbb")]]

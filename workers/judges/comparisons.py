@@ -20,6 +20,11 @@ from workers.judges.verdicts import Verdict
 
 LATER_ROUNDS = 2
 """Ten would lift the rank correlation with all pairs by 0.01, and each waits for a judge."""
+SWAPPED: Mapping[Verdict | None, Verdict] = {
+    Verdict.first: Verdict.second,
+    Verdict.second: Verdict.first,
+    Verdict.tie: Verdict.tie,
+}
 
 
 class Comparison(NamedTuple):
@@ -73,6 +78,18 @@ def wins(responses: int, answers: Answers) -> list[list[float]]:
         elif verdict is Verdict.second:
             counts[second][first] += 1
     return counts
+
+
+def agreement(answers: Answers) -> dict[str, int]:
+    """Of the pairs with a readable verdict in both orders, how many have the same one in both, and
+    how many another: there the judge looked at the position, or tossed a coin."""
+    agree = differ = 0
+    for (first, second), verdict in answers.items():
+        other = answers.get(Comparison(second, first))
+        if first < second and verdict in SWAPPED and other in SWAPPED:
+            agree += verdict is SWAPPED[other]
+            differ += verdict is not SWAPPED[other]
+    return {"orders_agree": agree, "orders_differ": differ}
 
 
 def _sizes(responses: int, budget: int) -> list[int]:

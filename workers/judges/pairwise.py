@@ -11,11 +11,12 @@ from shared.together import together
 from workers.judges.asking import Asker, Question, Tally
 from workers.judges.base import Score, by_instruction
 from workers.judges.chat import ChatJudge
-from workers.judges.comparisons import Comparison, calls, next_round, wins
+from workers.judges.comparisons import Comparison, agreement, calls, next_round, wins
 from workers.judges.elo import elo
 from workers.judges.verdicts import Verdict, pairwise_messages, parse_verdict
 
 Answers = dict[Comparison, Verdict]
+BOTH_ORDERS = (Comparison(0, 1), Comparison(1, 0))
 SHARE = {Verdict.first: 1.0, Verdict.second: 0.0, Verdict.tie: 0.5}
 
 
@@ -52,6 +53,7 @@ class PairwiseJudge(ChatJudge[Pairwise]):
             questions = [(texts[pair.first], texts[pair.second]) for pair in batch]
             verdicts = await self._ask(asker, tally, instruction, questions)
             answers |= dict(zip(batch, verdicts, strict=True))
+        tally.add(agreement(answers))
         ratings = elo(wins(len(texts), answers))
         of_text = {t: _score(i, answers, ratings) for i, t in enumerate(texts)}
         scores = [of_text[item.response] for item in group]
@@ -76,6 +78,7 @@ class PairwiseJudge(ChatJudge[Pairwise]):
         if mine == theirs:
             return 0.5
         verdicts = await self._ask(asker, tally, instruction, [(mine, theirs), (theirs, mine)])
+        tally.add(agreement(dict(zip(BOTH_ORDERS, verdicts, strict=True))))
         first, second = (SHARE.get(verdict) for verdict in verdicts)
         shares = [first, None if second is None else 1 - second]
         readable = [share for share in shares if share is not None]

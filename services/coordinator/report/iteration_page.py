@@ -30,6 +30,7 @@ def iteration_page(row: Iteration, report: Json) -> str:
         versus_section([versus] if versus else []),
         section("By category", _categories(report)),
         section("Outputs", _outputs(report.get("outputs", {}))),
+        section("What the judges counted", _judges(report.get("outputs", {}))),
         section("Pairs", _pairs(report)),
         section("Other strengths of length control", _sweep(report.get("length_control"))),
         section("Training", _training(report.get("training"))),
@@ -76,8 +77,25 @@ def _categories(report: Json) -> str:
     return table(("category", "prompts", "score", "seed", "against the seed"), rows)
 
 
+def _shown(found: Mapping[str, Json | None]) -> list[tuple[str, Json]]:
+    return [(name, outputs) for key, name in WHOSE.items() if (outputs := found.get(key))]
+
+
+def _judges(found: Mapping[str, Json | None]) -> str:
+    """Calls, verdicts by position, agreement of both orders, tokens, dollars: what each counts."""
+    counted = {
+        name: {k: v for k, v in (o.get("judge") or {}).items() if isinstance(v, int | float)}
+        for name, o in _shown(found)
+    }
+    kinds = dict.fromkeys(kind for counts in counted.values() for kind in counts)
+    rows = [
+        (kind.replace("_", " "), *(f"{counts.get(kind, 0):,}" for counts in counted.values()))
+        for kind in kinds
+    ]
+    return table(("", *counted), rows) if rows else ""
+
+
 def _outputs(found: Mapping[str, Json | None]) -> str:
-    shown = [(name, found[key]) for key, name in WHOSE.items() if found.get(key)]
     header = (
         *("", "outputs", "parse", "truncated", "thought tokens", "response tokens"),
         *("spread of scores", "without spread", "judged", "unjudged"),
@@ -95,8 +113,7 @@ def _outputs(found: Mapping[str, Json | None]) -> str:
             str(o["scores"]["judged"]),
             _counts(o["scores"]["unjudged_reasons"]),
         )
-        for name, o in shown
-        if o
+        for name, o in _shown(found)
     ]
     return table(header, rows) if rows else ""
 

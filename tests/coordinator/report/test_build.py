@@ -104,7 +104,7 @@ def test_outputs_are_counted_and_measured(session: Session) -> None:
     assert (scores["judged"], scores["unjudged"]) == (6, 2)
     assert scores["unjudged_reasons"] == {"not_finite": 1, "not_given": 1}
     assert scores["spread"] == {"prompts": 2, "mean_std": 0.25, "zero_share": 0.5}
-    assert training["judge"] == {"unjudged": 2}
+    assert training["judge"] == {"unjudged": 2, "calls": 9}
     assert found["seed"]["parse_failures"] == 1
     assert found["validation"]["parse_rate"] == 1
     assert found["validation"]["scores"]["spread"]["zero_share"] is None

@@ -174,6 +174,12 @@ def test_an_earlier_versions_report_shows_what_it_has(client: TestClient, old: u
         Page(client.get(f"{path}/report.html").text)
 
 
+def test_a_page_says_what_the_judges_counted(client: TestClient, runs: Any) -> None:
+    page = Page(client.get(f"/iterations/{runs[2]}/report.html").text)
+    assert "training samplesvalidationseed" in page.text
+    assert "calls333" in page.text
+
+
 def test_what_is_not_there_is_said(client: TestClient, runs: Any) -> None:
     nobody = uuid.uuid4()
     for path in (f"/runs/{nobody}/report", f"/runs/{nobody}/report.html"):
