@@ -1,5 +1,6 @@
 """An OpenAI-shaped chat server that answers as a script says, also with what can go wrong."""
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ class Reply:
     """Without choices."""
     changes: dict[str, Any] | str = field(default_factory=dict)
     """Of the answer's fields, or a page in its place."""
+    seconds: float = 0.0
+    """That it takes."""
 
 
 @dataclass
@@ -47,6 +50,7 @@ class JudgeServer:
         self.asked.append(body | {"key": request.headers.get("authorization", "")})
         reply = self.script(body["messages"])
         reply = Reply(reply) if isinstance(reply, str) else reply
+        await asyncio.sleep(reply.seconds)
         if reply.status != 200:
             error = {"error": {"message": f"no: {body}", "code": reply.code, "type": "error"}}
             return JSONResponse(error, reply.status, reply.headers)

@@ -26,7 +26,7 @@ from shared.models import JobKind, JudgeAnswer
 from shared.schemas import JudgeItem
 from tests.judge_server import JudgeServer, Messages, Reply, running
 from tests.scripted_engine import serving
-from workers.judges import Judge, Place, make_judge
+from workers.judges import Judge, Place, make_judge, remote
 from workers.judges.remote import Pace
 from workers.leases import StageError
 
@@ -270,6 +270,25 @@ class TestRemote:
             [score] = judge.score([item("a")])
         assert score.value is None
         assert score.counts["refused_too_long"] == 1
+
+    def test_what_takes_too_long_is_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(remote, "REMOTE_SECONDS", 0.3)
+        replies = iter([Reply("Score: 9", seconds=2)])
+        with judging(lambda _: next(replies, "Score: 3"), {**REMOTE, "pointwise": {}}) as (j, _):
+            [score] = j.score([item("a")])
+        assert score.value == 3
+
+    def test_what_always_takes_too_long_is_said_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(remote, "REMOTE_SECONDS", 0.3)
+        monkeypatch.setattr(remote, "ATTEMPTS", 2)
+        slow = Reply("Score: 9", seconds=1)
+        with (
+            judging(lambda _: slow, {**REMOTE, "pointwise": {}}) as (judge, server),
+            pytest.raises(StageError, match=r"2 times in a row \(APITimeoutError") as failed,
+        ):
+            judge.score([item("a")])
+        assert failed.value.retry
+        assert len(server.asked) == 2
 
     def test_an_answer_without_choices_is_tried_again(self) -> None:
         replies = iter([Reply(empty=True)])
