@@ -50,12 +50,29 @@ class Case:
 
     def play(self, prompt: str, seed: int) -> Play:
         if thinks(prompt):
-            return self.thoughts[(seed - self.number) % SEEDS]
+            k = (seed - self.number) % SEEDS
+            # A response has one choice, with a seed of ours.
+            return self.thoughts[k if len(self.thoughts) > 1 else 0]
         count = range(len(self.answers))
         return next(
             (self.answers[k] for k in count if respond_seed(self.number + k) == seed),
             self.answers[0],
         )
+
+    @property
+    def as_response(self) -> dict[str, Any] | None:
+        """The request for `/v1/responses`, without what that does not take; None for several
+        choices."""
+        if self.body["n"] > 1:
+            return None
+        body = {"model": self.body["model"], "input": self.body["messages"]}
+        if limit := self.body.get("max_completion_tokens"):
+            body["max_output_tokens"] = limit
+        if effort := self.body.get("reasoning_effort"):
+            body["reasoning"] = {"effort": effort}
+        if wanted := self.body.get("response_format"):
+            body["text"] = {"format": wanted}
+        return body
 
 
 def case(number: int, fmt: ThoughtFormat) -> Case:

@@ -12,12 +12,14 @@ import aiohttp
 from shared.formats import ThoughtFormat
 from tests.access import HEADERS
 from tests.coordinator.chat.cases import CANARY, Case, case
-from tests.coordinator.chat.outcome import ask
+from tests.coordinator.chat.outcome import Outcome, ask, ask_for_response
 from tests.engine_scripts import Play
 from tests.scripted_engine import ScriptedEngine
 from tests.workers import tiny_model
 
 AT_ONCE = 8
+EVERY = 4
+"""Of the cases one in so many is sent to `/v1/responses` as well."""
 
 
 @dataclass
@@ -94,9 +96,19 @@ async def _problem(
     try:
         whole = await ask(http, url, made.body, stream=False)
         streamed = await ask(http, url, made.body, stream=True)
+        findings.answers += whole.error is None
+        if problem := _difference(whole, streamed, made.body["n"]):
+            return problem
+        if made.number % EVERY == 0 and (body := made.as_response):
+            whole = await ask_for_response(http, url, body, stream=False)
+            streamed = await ask_for_response(http, url, body, stream=True)
+            return _difference(whole, streamed, 1)
     except AssertionError as error:
         return f"malformed: {error}"
-    findings.answers += whole.error is None
+    return None
+
+
+def _difference(whole: Outcome, streamed: Outcome, choices: int) -> str | None:
     for outcome in (whole, streamed):
         if leaks(outcome.seen):
             return f"leak: {outcome.seen}"
@@ -104,7 +116,7 @@ async def _problem(
             return f"the model's end shows: {outcome.seen}"
         if outcome.error and outcome.error["code"] not in EXPECTED_ERRORS:
             return f"unexpected error: {outcome.error}"
-    if made.body["n"] > 1 and whole.error and streamed.error:
+    if choices > 1 and whole.error and streamed.error:
         return None  # which choice fails first is chance
     if whole.settled() != streamed.settled():
         return f"not streamed {whole}\nstreamed {streamed}"

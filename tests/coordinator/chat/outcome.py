@@ -49,6 +49,42 @@ async def ask(http: aiohttp.ClientSession, url: str, body: Body, *, stream: bool
     return outcome
 
 
+async def ask_for_response(
+    http: aiohttp.ClientSession, url: str, body: Body, *, stream: bool
+) -> Outcome:
+    """The same for `/v1/responses`; its status stands for a finish reason."""
+    async with http.post(f"{url}/v1/responses", json=body | {"stream": stream}) as response:
+        raw = await response.read()
+    outcome = Outcome(seen=f"{response.headers!r}\n{raw.decode()}")
+    events = raw.decode().split("\n\n")
+    if not (stream and response.status == 200):
+        answer = json.loads(raw)
+        outcome.seen += json.dumps(answer, ensure_ascii=False)
+        _read_response(outcome, answer)
+        return outcome
+    assert events.pop() == "", "a stream ends in an empty line"
+    streamed = ""
+    for event in (e for e in events if e != ": ping"):
+        kind, _, data = event.removeprefix("event: ").partition("\ndata: ")
+        said = json.loads(data)
+        assert said["type"] == kind
+        outcome.seen += json.dumps(said, ensure_ascii=False)
+        streamed += said["delta"] if kind == "response.output_text.delta" else ""
+    _read_response(outcome, said["response"])
+    assert outcome.error or outcome.choices[0].text == streamed, "the deltas make another text"
+    return outcome
+
+
+def _read_response(outcome: Outcome, response: Body) -> None:
+    if error := response["error"]:
+        outcome.error = {name: error[name] for name in ("code", "message")}
+        return
+    [item] = response["output"]
+    text = "".join(part["text"] for part in item["content"])
+    outcome.choices[0] = Choice(text, finish_reason=response["status"])
+    outcome.usage = response["usage"]
+
+
 def _read_whole(outcome: Outcome, answer: Body) -> None:
     if "error" in answer:
         outcome.error = answer["error"]
