@@ -30,17 +30,16 @@ def format_of(iteration: Iteration) -> ThoughtFormat:
 
 def read_state(session: Session, iteration: Iteration) -> State:
     assert iteration.parent_model_id is not None
+    # Jobs before what they write: workers commit meanwhile, and a training that is seen to have
+    # succeeded must not be one whose checkpoints were looked for too early.
+    ids = {job_id(iteration.id, step): step for step in STEPS}
+    steps = _views(session, [*ids])
     candidates = [m.id for m in _candidates(session, iteration)]
     relevant = {*candidates, iteration.parent_model_id}
     evaluations = [e for e in _evaluations(session, iteration.run_id) if e.model_id in relevant]
-    ids = {job_id(iteration.id, step): step for step in STEPS}
-    wanted = [*ids, *(j for e in evaluations for j in (e.generate_job_id, e.judge_job_id))]
-    views = {
-        row.id: JobView(row.status, row.error)
-        for row in session.execute(select(Job.id, Job.status, Job.error).where(Job.id.in_(wanted)))
-    }
+    views = _views(session, [j for e in evaluations for j in (e.generate_job_id, e.judge_job_id)])
     return State(
-        jobs={step: views[id_] for id_, step in ids.items() if id_ in views},
+        jobs={step: steps[id_] for id_, step in ids.items() if id_ in steps},
         parent=iteration.parent_model_id,
         evaluations={
             e.model_id: [views[e.generate_job_id], views[e.judge_job_id]] for e in evaluations
@@ -48,6 +47,11 @@ def read_state(session: Session, iteration: Iteration) -> State:
         pairing=iteration.pairing,
         candidates=candidates,
     )
+
+
+def _views(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, JobView]:
+    rows = session.execute(select(Job.id, Job.status, Job.error).where(Job.id.in_(ids)))
+    return {row.id: JobView(row.status, row.error) for row in rows}
 
 
 def checkpoints(session: Session, iteration: Iteration) -> Sequence[Model]:

@@ -1,17 +1,21 @@
 """What the loop tells the services, and what is in the record by then."""
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, func, select
+from sqlalchemy.orm import Session
 
+from services.coordinator import state
 from services.coordinator.advance import Services
 from services.coordinator.loop import tick
+from services.coordinator.pipeline import Wait, next_step
 from shared.client import ServiceClient
 from shared.db import transaction
 from shared.errors import Unavailable
-from shared.models import Iteration, Pair
+from shared.models import Iteration, Job, Model, Pair, Status
 from tests import evaluated_runs, factories
 from tests.evaluated_runs import Out
 
@@ -75,3 +79,31 @@ def test_an_iteration_that_cannot_go_on_holds_up_no_other(
         assert error is not None
         assert error["code"] == "loop_failed"
         assert session.get_one(Iteration, ids[1]).finished_at is None
+
+
+def test_a_training_that_ends_while_its_iteration_is_read_is_not_without_checkpoints(
+    clean_database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with transaction() as session:
+        seed, dataset = factories.model(session), factories.dataset(session, 1, 3)
+        iteration = evaluated_runs.running(session, dataset, seed)
+        evaluated_runs.evaluated(session, iteration, seed.id, [[Out(0.0)], [Out(0.5)], [Out(1.0)]])
+        checkpoint = evaluated_runs.trained(session, iteration, [[Out(1.0), Out(0.0)]])
+        train, checkpoint.job_id = checkpoint.job_id, None
+        session.get_one(Job, train).status = Status.running
+        checkpoint_id, iteration_id = checkpoint.id, iteration.id
+    look = state.checkpoints
+
+    def look_and_end(session: Session, iteration: Iteration) -> Sequence[Model]:
+        """What a worker commits between two queries of the loop."""
+        found = look(session, iteration)
+        with transaction() as other:
+            other.get_one(Model, checkpoint_id).job_id = train
+            other.get_one(Job, train).status = Status.succeeded
+        return found
+
+    monkeypatch.setattr(state, "checkpoints", look_and_end)
+    with transaction() as session:
+        seen = state.read_state(session, session.get_one(Iteration, iteration_id))
+    assert not seen.candidates
+    assert next_step(seen) == Wait("train")
