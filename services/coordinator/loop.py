@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 import uuid
+from collections import Counter
 from datetime import UTC, datetime
 
 import psycopg
@@ -25,6 +26,9 @@ from shared.models import Iteration, Job, JobKind, Json
 from shared.settings import get_settings
 
 logger = logging.getLogger(__name__)
+MOST_FAULTS = 3
+_faults: Counter[uuid.UUID] = Counter()
+"""Of the platform's own, in a row: one may be a race that the next try does not meet."""
 COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
 """OpenTelemetry's own variable; unset, there are no traces."""
 
@@ -62,6 +66,7 @@ def _take(services: Services, iteration_id: uuid.UUID, stop: threading.Event) ->
         try:
             while not stop.is_set() and _step(services, iteration_id):
                 pass
+            _faults.pop(iteration_id, None)
         except PlatformError as error:
             _refused(iteration_id, error)
         except DBAPIError as error:
@@ -70,7 +75,9 @@ def _take(services: Services, iteration_id: uuid.UUID, stop: threading.Event) ->
             logger.warning("will retry: %s", type(error.orig).__name__)
         except Exception as error:
             logger.exception("cannot go on with the iteration")
-            _broken(iteration_id, error)
+            _faults[iteration_id] += 1
+            if _faults[iteration_id] >= MOST_FAULTS:
+                _broken(iteration_id, error)
 
 
 def _step(services: Services, iteration_id: uuid.UUID) -> bool:
@@ -99,7 +106,8 @@ def _refused(iteration_id: uuid.UUID, error: PlatformError) -> None:
 
 
 def _broken(iteration_id: uuid.UUID, error: Exception) -> None:
-    """A fault of the platform's own, which another try would meet again."""
+    """A fault of the platform's own, which other tries met as well."""
+    _faults.pop(iteration_id, None)
     message = (
         f"the loop cannot go on with it ({type(error).__name__}; its log says more). What was done "
         "is kept: POST /iterations/{id}/resume once that is mended"

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from services.coordinator import state
 from services.coordinator.advance import Services
-from services.coordinator.loop import tick
+from services.coordinator.loop import MOST_FAULTS, tick
 from services.coordinator.pipeline import Wait, next_step
 from shared.client import ServiceClient
 from shared.db import transaction
@@ -72,7 +72,10 @@ def test_an_iteration_that_cannot_go_on_holds_up_no_other(
         raise Unavailable("not now")
 
     monkeypatch.setattr(ServiceClient, "put", put)
-    look()
+    for tried in range(MOST_FAULTS):
+        with transaction() as session:
+            assert session.get_one(Iteration, ids[0]).finished_at is None, f"after {tried} tries"
+        look()
     assert str(ids[1]) in asked
     with transaction() as session:
         error = session.get_one(Iteration, ids[0]).error
