@@ -2,15 +2,11 @@
 
 import asyncio
 import json
-import re
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import aiohttp
@@ -19,7 +15,6 @@ import openai
 import psutil
 import pytest
 from pydantic import BaseModel
-from safetensors.torch import load_file, save_file
 
 from tests.access import HEADERS
 from tests.platform import Platform
@@ -194,72 +189,6 @@ def test_a_client_that_leaves_frees_the_engine_within_a_second(
     left = time.monotonic()
     until(lambda: running(engine) == 0, "the engine is idle", 10)
     assert time.monotonic() - left < 1
-
-
-@pytest.fixture
-def other(real: Platform, tmp_path: Path) -> str:
-    """A model that answers otherwise: `thinker` without the last block's feed-forward layer."""
-    [(path,)] = real.sql("SELECT path FROM models WHERE name = 'thinker'")
-    folder = shutil.copytree(path, tmp_path / "other")
-    weights = load_file(folder / "model.safetensors")
-    weights["model.layers.29.mlp.down_proj.weight"].zero_()
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    body = {"name": "other", "source": str(folder), "thought_format": "generic"}
-    models = f"{real.stack.url}/models"
-    httpx2.post(models, json=body, headers=HEADERS).raise_for_status()
-    real.client.wait_for_model("other")
-    return "other"
-
-
-def promote(real: Platform, name: str) -> None:
-    url = f"{real.stack.url}/models/{name}/promote"
-    body = {"thought_budgets": {"low": 6, "medium": 24}}
-    httpx2.post(url, json=body, headers=HEADERS).raise_for_status()
-    until(lambda: answers(real, name), f"{name} is served", 60)
-
-
-def test_a_promotion_under_load_mixes_no_two(real: Platform, other: str) -> None:
-    url, seen, over = f"{real.stack.url}/v1/chat/completions", list[tuple[int, str]](), Event()
-
-    def ask(name: str) -> tuple[int, str]:
-        body = ASK | {"model": name, "temperature": 0, "stream": True}
-        answer = httpx2.post(url, json=body, headers=HEADERS, timeout=60)
-        return answer.status_code, answer.text
-
-    def ask_on(name: str) -> None:
-        while not over.is_set():
-            seen.append(ask(name))
-
-    by_itself = {"thinker@v1": text_of(ask("thinker")[1])}
-    with ThreadPoolExecutor() as pool:
-        asking = [pool.submit(ask_on, name) for name in ("thinker", other) * 2]
-        try:
-            until(lambda: any('"model":"thinker@v1"' in text for _, text in seen), "it answers")
-            promote(real, other)
-            until(
-                lambda: any('"model":"other@v1"' in text for _, text in seen), "so does the other"
-            )
-        finally:
-            over.set()
-    for one in asking:
-        one.result()
-    by_itself["other@v1"] = text_of(ask(other)[1])
-    promote(real, "thinker")
-
-    assert by_itself["thinker@v1"] != by_itself["other@v1"]
-    for status, text in seen:
-        if status == 200 and text.endswith("data: [DONE]\n\n"):
-            [model] = set(re.findall(r'"model":"([^"]*)"', text))
-            assert text_of(text) == by_itself[model], "another model had its hand in it"
-        else:
-            refused = re.findall(r'"code":"([^"]*)"', text)
-            assert refused in (["model_not_found"], ["model_replaced"], ["unavailable"]), text
-
-
-def text_of(stream: str) -> str:
-    events = [line.removeprefix("data: ") for line in stream.split("\n\n")]
-    chunks = [json.loads(event) for event in events if event.startswith("{")]
-    return "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
 
 
 def test_an_engine_that_hangs_is_replaced(real: Platform, client: openai.OpenAI) -> None:
