@@ -1,9 +1,8 @@
 """Whole iterations over HTTP: the real platform and trainer, an engine that follows a script."""
 
-import os
 import re
-import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -280,11 +279,8 @@ def test_a_killed_worker_loses_and_doubles_nothing(scripted: Scripted) -> None:
     scripted.engine.token_seconds = 0.01
     run_id = scripted.start(shard_size=2)
     until(lambda: scripted.client.iterations(run_id)[0]["progress"]["done"] >= 2, "two shards done")
-    for process in psutil.process_iter(["cmdline"]):
-        command = " ".join(process.info["cmdline"] or [])
-        ours = any(p.pid == os.getpid() for p in process.parents())
-        if ours and "workers.tasks" in command:
-            process.send_signal(signal.SIGKILL)
+    for process in workers():
+        process.kill()
     scripted.engine.token_seconds = 0.0
     [iteration] = scripted.platform.ended(run_id)
     assert iteration["status"] == "succeeded", iteration["error"]
@@ -294,6 +290,14 @@ def test_a_killed_worker_loses_and_doubles_nothing(scripted: Scripted) -> None:
         " GROUP BY j.id ORDER BY j.created_at DESC, 1 DESC"
     )
     assert all(count == distinct for count, distinct in rows)
+
+
+def workers() -> Iterator[psutil.Process]:
+    """Those of this test's own platform; a process may end while it is looked at."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "workers.tasks" in process.cmdline():
+                yield process
 
 
 def test_pruning_leaves_what_the_model_was_made_from(scripted: Scripted) -> None:

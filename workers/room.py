@@ -21,12 +21,13 @@ class Room:
         self._format = fmt
         self._thought = sampling.max_thought_tokens if fmt.thinks else 0
         self._response = sampling.max_response_tokens
+        self._output = self._thought + self._response
 
     async def check(self, job_id: uuid.UUID) -> None:
         """The budgets, and all prompts of the job: one that is too long would fail it after hours,
         when its turn comes. A token is a byte or more, so the engine counts few of them."""
         longest = await self._client.max_model_len()
-        if self._thought + self._response >= longest:
+        if self._output >= longest:
             more = "max_thought_tokens" if self._thought > self._response else "max_response_tokens"
             raise StageError(
                 f"up to {self._thought} tokens of thought and {self._response} of response leave "
@@ -34,18 +35,17 @@ class Room:
                 code=CODE,
                 param=f"sampling.{more}",
             )
-        left = longest - self._thought - self._response - len(await self._render("x"))
+        left = longest - self._output - len(await self._render("x"))
         for prompt in await asyncio.to_thread(_longer_prompts, job_id, left):
             await self.rendered(prompt)
 
     async def rendered(self, prompt: ShardPrompt) -> list[int]:
         """Ids of the prompt in the model's template, with the thought prompt."""
         ids, longest = await self._render(prompt.text), await self._client.max_model_len()
-        budget = self._thought + self._response
-        if len(ids) + budget > longest:
+        if len(ids) + self._output > longest:
             raise StageError(
-                f"{prompt.place} has {len(ids)} tokens; with up to {budget} for the output that "
-                f"exceeds the model's context of {longest}",
+                f"{prompt.place} has {len(ids)} tokens; with up to {self._output} for the output "
+                f"that exceeds the model's context of {longest}",
                 code=CODE,
                 param="dataset" if prompt.prompt_id else f"prompts.{prompt.index}",
             )
