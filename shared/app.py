@@ -12,13 +12,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from sqlalchemy import text
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import broker, log
 from shared.access import Guard
-from shared.db import get_engine, is_full
+from shared.db import AWAY, get_engine, is_full
 from shared.error_response import error_response
 from shared.errors import InvalidRequest, PlatformError, Unavailable, envelope
 from shared.field_errors import field_error
@@ -55,8 +55,8 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(DataError, _data_error)
-    app.add_exception_handler(OperationalError, _database_away)
-    app.add_exception_handler(InterfaceError, _database_away)
+    for away in AWAY:
+        app.add_exception_handler(away, _database_away)
     app.add_exception_handler(OSError, _os_error)
     app.add_exception_handler(Exception, _unexpected)
     app.add_middleware(RequestLimits, uploads=uploads)

@@ -36,6 +36,7 @@ celery.conf.update(
     broker_connection_max_retries=None,
     broker_transport_options={
         "socket_connect_timeout": 2,
+        "socket_timeout": 5,
         "max_retries": 1,
         "interval_start": 0,
         "interval_max": 0.1,

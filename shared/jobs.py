@@ -7,7 +7,7 @@ claimed, so a worker that was suspended and woken cannot commit over its success
 """
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -101,7 +101,12 @@ def get(session: Session, job_id: uuid.UUID, *, lock: bool = False) -> Job:
     return job
 
 
-def claimable() -> ColumnElement[bool]:
+def settled(lease_seconds: float) -> ColumnElement[bool]:
+    """Where Postgres was away, the living have a lease's time to say that they are."""
+    return func.pg_postmaster_start_time() < _from_now(-lease_seconds)
+
+
+def claimable(lease_seconds: float) -> ColumnElement[bool]:
     """Shards that a worker may take now: due, or leased to one that died; upstream done."""
     before = aliased(Shard)
     upstream_done = (
@@ -117,30 +122,41 @@ def claimable() -> ColumnElement[bool]:
                 Shard.status == Status.queued,
                 or_(Shard.not_before.is_(None), Shard.not_before <= now),
             ),
-            and_(Shard.status == Status.running, Shard.lease_until < now),
+            and_(Shard.status == Status.running, Shard.lease_until < now, settled(lease_seconds)),
         ),
         or_(Shard.after_shard_id.is_(None), upstream_done),
     )
 
 
-def has_work(session: Session, job_id: uuid.UUID, max_attempts: int) -> bool:
+def has_work(
+    session: Session, job_id: uuid.UUID, *, lease_seconds: float, max_attempts: int
+) -> bool:
     """Whether `claim` would find a shard."""
-    return session.scalar(_claimable_of(job_id, max_attempts).limit(1)) is not None
+    query = _claimable_of(job_id, lease_seconds, max_attempts)
+    return session.scalar(query.limit(1)) is not None
 
 
-def _claimable_of(job_id: uuid.UUID, max_attempts: int) -> Select[Shard]:
+def _claimable_of(job_id: uuid.UUID, lease_seconds: float, max_attempts: int) -> Select[Shard]:
     unfinished = select(Job.id).where(Job.id == job_id, Job.status.in_(UNFINISHED)).exists()
     return select(Shard).where(
-        Shard.job_id == job_id, Shard.attempt < max_attempts, claimable(), unfinished
+        Shard.job_id == job_id, Shard.attempt < max_attempts, claimable(lease_seconds), unfinished
     )
 
 
 def claim(
-    session: Session, job_id: uuid.UUID, *, worker: str, lease_seconds: float, max_attempts: int
+    session: Session,
+    job_id: uuid.UUID,
+    *,
+    worker: str,
+    lease_seconds: float,
+    max_attempts: int,
+    held: Collection[int] = (),
 ) -> Claim | None:
-    """Lease the next shard of a job, or None where nothing can be taken now."""
+    """Lease the next shard of a job, or None where nothing can be taken now. `held` are those
+    that the caller works on: it does not take its own, should their leases have run out."""
     shard = session.scalar(
-        _claimable_of(job_id, max_attempts)
+        _claimable_of(job_id, lease_seconds, max_attempts)
+        .where(Shard.id.not_in(held))
         .order_by(Shard.index)
         .limit(1)
         .with_for_update(skip_locked=True, of=Shard)

@@ -8,7 +8,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from shared.db import notify
-from shared.jobs import UNFINISHED, Claim, claimable, fail, fail_job, get
+from shared.jobs import UNFINISHED, Claim, claimable, fail, fail_job, get, settled
 from shared.model_store import resolve
 from shared.models import Job, Json, Shard, Status
 
@@ -70,10 +70,8 @@ def sweep(
     A job is due when it has a shard to take and no message was sent for it lately: whatever
     Redis lost, delivered twice or delivers late changes nothing.
     """
-    # Where Postgres was away, the living have a lease's time to say that they are.
-    settled = func.clock_timestamp() - timedelta(seconds=lease_seconds)
     expired = select(Shard).where(
-        func.pg_postmaster_start_time() < settled,
+        settled(lease_seconds),
         Shard.status == Status.running,
         Shard.lease_until < func.clock_timestamp(),
         Shard.attempt >= max_attempts,
@@ -94,7 +92,7 @@ def sweep(
             Job.status.in_(UNFINISHED),
             or_(Job.sent_at.is_(None), Job.sent_at < stale),
             select(Shard.id)
-            .where(Shard.job_id == Job.id, claimable(), Shard.attempt < max_attempts)
+            .where(Shard.job_id == Job.id, claimable(lease_seconds), Shard.attempt < max_attempts)
             .exists(),
         )
         .with_for_update(skip_locked=True, of=Job)

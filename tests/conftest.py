@@ -12,12 +12,12 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, text, true
 from sqlalchemy.orm import Session
 
 from services.cli.postgres import Postgres
 from services.cli.valkey import Valkey
-from shared import db, migrate
+from shared import db, jobs, migrate
 from shared.models import Base
 from shared.settings import get_settings
 from tests.access import SERVICE_KEY
@@ -93,6 +93,12 @@ def session(engine: Engine) -> Iterator[Session]:
         ) as session:
             yield session
         outer.rollback()
+
+
+@pytest.fixture
+def long_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases that ended are over: the tests' Postgres may have started a moment ago."""
+    monkeypatch.setattr(jobs, "settled", lambda _lease_seconds: true())
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ DISK_FULL = 73
 TORCHS = "OutOfMemoryError"
 WORDS = ("can't allocate memory", "not enough memory")
 """How torch says on a CPU that there is no memory left."""
+NO_SPACE = ("No space left on device", "os error 28", "iostream error", "unexpected pos ")
+"""How libc, safetensors and, the last two, `torch.save` say that a disk is full."""
 
 
 def exit_status(error: BaseException) -> int | None:
@@ -18,7 +20,7 @@ def exit_status(error: BaseException) -> int | None:
     for cause in _causes(error):
         text = str(cause)
         no_space = getattr(cause, "errno", None) == errno.ENOSPC
-        if no_space or "No space left on device" in text or "os error 28" in text:
+        if no_space or any(words in text for words in NO_SPACE):
             return DISK_FULL
         no_memory = getattr(cause, "errno", None) == errno.ENOMEM
         if (

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from shared import jobs
@@ -54,8 +54,9 @@ class Leases:
         self.job_id = job_id
         self.worker = worker
         self._settings = get_settings()
-        self._held: dict[int, tuple[Claim, Callable[[], None]]] = {}
-        self._progress: dict[int, Json] = {}
+        # By token: a shard may be lost, and claimed again before the lost work ends.
+        self._held: dict[uuid.UUID, tuple[Claim, Callable[[], None]]] = {}
+        self._progress: dict[uuid.UUID, Json] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
@@ -64,11 +65,13 @@ class Leases:
         claim = self._claim()
         if claim is not None:
             with self._lock:
-                self._held[claim.shard_id] = (claim, on_lost)
+                self._held[claim.token] = (claim, on_lost)
         return claim
 
     @patiently
     def _claim(self) -> Claim | None:
+        with self._lock:
+            held = [claim.shard_id for claim, _ in self._held.values()]
         with transaction() as session:
             return jobs.claim(
                 session,
@@ -76,12 +79,13 @@ class Leases:
                 worker=self.worker,
                 lease_seconds=self._settings.lease_seconds,
                 max_attempts=self._settings.max_attempts,
+                held=held,
             )
 
     def report(self, claim: Claim, progress: Json) -> None:
         """Progress to be written with the next heartbeat."""
         with self._lock:
-            self._progress[claim.shard_id] = progress
+            self._progress[claim.token] = progress
 
     @patiently
     def count_anew(self, claim: Claim) -> None:
@@ -134,8 +138,8 @@ class Leases:
 
     def _forget(self, claim: Claim) -> None:
         with self._lock:
-            self._held.pop(claim.shard_id, None)
-            self._progress.pop(claim.shard_id, None)
+            self._held.pop(claim.token, None)
+            self._progress.pop(claim.token, None)
 
     def _beat(self) -> None:
         while not self._stop.wait(self._settings.heartbeat_seconds):
@@ -143,7 +147,7 @@ class Leases:
                 held = list(self._held.values())
                 progress = dict(self._progress)
             for claim, on_lost in held:
-                self._renew(claim, progress.get(claim.shard_id), on_lost)
+                self._renew(claim, progress.get(claim.token), on_lost)
 
     def _renew(self, claim: Claim, progress: Json | None, on_lost: Callable[[], None]) -> None:
         try:
@@ -156,9 +160,9 @@ class Leases:
                 log.warning("lease lost")
             self._forget(claim)
             on_lost()
-        except DBAPIError as error:
+        except SQLAlchemyError as error:
             # The lease may still hold when the database is back; the token decides at commit.
-            log.warning("heartbeat failed: %s", type(error.orig).__name__)
+            log.warning("heartbeat failed: %s", type(error).__name__)
 
 
 @contextmanager

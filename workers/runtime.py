@@ -21,7 +21,7 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError
 
 from shared import jobs, log, recovery
-from shared.db import patiently, transaction
+from shared.db import patiently_if, transaction
 from shared.judge_specs import Needs, judge_spec
 from shared.models import Job, JobKind, Json, Model
 from shared.settings import get_settings
@@ -177,7 +177,8 @@ class Runtime:
             or code in (LEASE_LOST, DATABASE_AWAY)
             or (code == ENGINE_FAILED and self._may_try_smaller(job_id))
         )
-        held = _release(job_id, worker, error, counts=not excused)
+        release = patiently_if(lambda: not self._stopping.is_set())(_release)
+        held = release(job_id, worker, error, counts=not excused)
         if held:
             logger.warning("gave back %d shards: %s", held, error["code"])
             return
@@ -225,8 +226,14 @@ def _ended(job_id: uuid.UUID) -> bool:
 
 def _has_work(job_id: uuid.UUID) -> bool:
     """Whether a shard can be taken now. A stage that waits for shards comes when one is there."""
+    settings = get_settings()
     with transaction() as session:
-        return jobs.has_work(session, job_id, get_settings().max_attempts)
+        return jobs.has_work(
+            session,
+            job_id,
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+        )
 
 
 def _needs_of(kind: JobKind, job_id: uuid.UUID) -> Needs:
@@ -266,7 +273,6 @@ class _Watch:
         return self._silent_since is not None and now - self._silent_since > patience
 
 
-@patiently
 def _release(job_id: uuid.UUID, worker: str, error: Json, *, counts: bool) -> int:
     limit = get_settings().max_attempts
     with transaction() as session:

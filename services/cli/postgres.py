@@ -86,7 +86,7 @@ class Postgres:
                 *options,
             ],
             ready=self.ready,
-            vital=True,
+            stops_last=True,
             # Fast shutdown: end the sessions instead of waiting for them.
             stop_signal=signal.SIGINT,
             uid=identity.uid,

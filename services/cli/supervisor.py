@@ -64,8 +64,8 @@ class Service:
     env: Mapping[str, str] | None = None
     ready: Callable[[], None] | None = None
     """Raises as long as the service is not ready; None: ready once started."""
-    vital: bool = False
-    """The others cannot live without it: its end is the end of all, and it is stopped last."""
+    stops_last: bool = False
+    """The others need it until their own end."""
     stop_signal: signal.Signals = signal.SIGTERM
     pass_fds: Sequence[int] = ()
     uid: int | None = None
@@ -141,8 +141,8 @@ class Supervisor:
     def stop(self) -> None:
         """Stop all: first what uses the data servers, then these. Nothing of ours is left."""
         self._stopping.set()
-        for vital in (False, True):
-            some = [r for r in self._running.values() if r.service.vital is vital]
+        for last in (False, True):
+            some = [r for r in self._running.values() if r.service.stops_last is last]
             for running in some:
                 signal_group(running.process, running.service.stop_signal)
             deadline = time.monotonic() + max((r.service.stop_timeout_s for r in some), default=0)
@@ -206,8 +206,6 @@ class Supervisor:
         if code is None:
             return
         name = running.service.name
-        if running.service.vital:
-            raise StackError(self._ended(name, code))
         self._kill_strays()
         lived = now - running.started
         running.short_lives = 1 if lived > LONG_LIFE_SECONDS else running.short_lives + 1

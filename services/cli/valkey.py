@@ -63,7 +63,7 @@ class Valkey:
             "noeviction",
         ]
         return Service(
-            name="valkey", command=command, env=dict(os.environ), ready=self.ready, vital=True
+            name="valkey", command=command, env=dict(os.environ), ready=self.ready, stops_last=True
         )
 
     def ready(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from services.coordinator import events
@@ -157,6 +157,7 @@ def resume(
     iteration_id: uuid.UUID, session: SessionDep, change: Resume | None = None
 ) -> IterationRead:
     """Take a failed or cancelled iteration up where it ended; shards that are done stay done.
+    Those after it in its run that ended with it for want of a parent wait for it again.
 
     With `training` it trains with other settings on the pairs that it has.
     """
@@ -182,14 +183,34 @@ def resume(
     )
     for job in session.scalars(ended):
         Services.from_settings().for_job(job.kind).post(f"/jobs/{job.id}/resume")
+    _reopen(session, row, **changed)
+    for later in session.scalars(_waiting_for(row)):
+        _reopen(session, later)
+    audit.record(session, "iteration.resume", iteration_id)
+    session.flush()
+    return read(session, row)
+
+
+def _reopen(session: Session, row: Iteration, **changed: Any) -> None:
     row.status = Status.queued if row.parent_model_id is None else Status.running
     row.error, row.finished_at, row.stage_started_at = None, None, datetime.now(UTC)
     if row.pairing is not None and row.pairing["kept"] == 0:
         row.pairing = None
     events.record(session, row.id, "status", "resumed", **changed)
-    audit.record(session, "iteration.resume", iteration_id)
-    session.flush()
-    return read(session, row)
+
+
+def _waiting_for(row: Iteration) -> Select[Iteration]:
+    """Those that never began, for one before them failed."""
+    return (
+        select(Iteration)
+        .where(
+            Iteration.run_id == row.run_id,
+            Iteration.number > row.number,
+            Iteration.pruned_at.is_(None),
+            Iteration.error["code"].astext == "parent_failed",
+        )
+        .with_for_update(key_share=True)
+    )
 
 
 def _change(session: Session, row: Iteration, changed: dict[str, Any]) -> None:

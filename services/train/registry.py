@@ -1,8 +1,8 @@
 """Models: register, list, read, release (a checkpoint gets its name), promote."""
 
 import uuid
-from datetime import UTC, datetime
-from typing import Any, Literal
+from datetime import datetime
+from typing import Any, Literal, cast
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -153,7 +153,7 @@ def promote(reference: str, session: SessionDep, promotion: Promotion | None = N
     promotion = promotion or Promotion()
     model = resolve(session, reference, param="model", change=True)
     _name_promoted(session, model, promotion)
-    model.promoted_at = datetime.now(UTC)
+    model.promoted_at = cast(datetime, func.clock_timestamp())  # replicas' clocks may differ
     if promotion.thought_budgets is not None:
         model.thought_budgets = dict(promotion.thought_budgets.items())
     audit.record(session, "model.promote", ref(model), id=str(model.id))

@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
+from services.cli import supervisor
+from services.cli.errors import StackError
 from services.cli.supervisor import Service, Supervisor
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -94,7 +96,7 @@ def test_stopping_leaves_no_process(run: Run, family: Family, sig: signal.Signal
     process = run(
         {"name": "plain", "code": family.code(SLEEP)},
         {"name": "parent", "code": family.parent(child=STUBBORN)},
-        {"name": "data", "code": family.code(SLEEP), "vital": True},
+        {"name": "data", "code": family.code(SLEEP), "stops_last": True},
     )
     wait_up(process)
     until(lambda: len(family.born) == 4, "all processes have started")
@@ -146,15 +148,18 @@ def test_what_ends_is_started_again_without_its_orphans(run: Run, family: Family
     assert len(family.alive) <= 2
 
 
-def test_the_end_of_a_data_server_ends_all_and_shows_its_log(run: Run, family: Family) -> None:
-    process = run(
-        {"name": "plain", "code": family.code(SLEEP)},
-        {"name": "data", "code": "import time; time.sleep(1); exit('disk is full')", "vital": True},
-    )
-    out, _ = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 1
-    assert "data exited with code 1\n\ndisk is full" in out
-    assert family.alive == []
+def test_what_cannot_be_kept_running_ends_all_and_shows_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "MAX_BACKOFF_SECONDS", 0.1)
+    before = psutil.Process().children()
+    other = Service("other", [sys.executable, "-c", "import time; " + SLEEP])
+    broken = Service("data", [sys.executable, "-c", "exit('disk is full')"])
+    with Supervisor(tmp_path / "logs", tmp_path / "run") as all_:
+        all_.start(other, broken)
+        with pytest.raises(StackError, match="data exited with code 1\n\ndisk is full"):
+            all_.supervise()
+    assert psutil.Process().children() == before
 
 
 def test_a_process_that_does_not_start_ends_all_and_shows_its_log(run: Run, family: Family) -> None:

@@ -70,6 +70,24 @@ def test_it_starts_once_serves_and_stops_without_a_trace(
     assert data.running_url() is None
 
 
+def test_data_servers_that_are_killed_start_again(platform: psutil.Process, data: DataDir) -> None:
+    url, headers = data.running_url(), bearer(data.read_key())
+    (data.files / "mine.jsonl").write_text('{"text": "Name a river."}')
+    body = {"name": "mine", "path": "mine.jsonl"}
+    httpx2.post(f"{url}/datasets", json=body, headers=headers).raise_for_status()
+    servers = [p for p in platform.children() if p.name() in ("postgres", "valkey-server")]
+    assert len(servers) == 2
+    for server in servers:
+        server.kill()
+    psutil.wait_procs(servers)
+    until(
+        lambda: httpx2.get(f"{url}/readyz").json().get("broker") == "ok",
+        "both answer again",
+    )
+    kept = httpx2.get(f"{url}/datasets/mine", headers=headers)
+    assert kept.status_code == 200, kept.text
+
+
 def test_a_taken_port_that_was_asked_for_is_an_error(data: DataDir) -> None:
     taken = listen()
     try:

@@ -283,6 +283,20 @@ def test_cancelling_ends_the_rest_of_the_run_and_repeats(client: TestClient) -> 
     assert again.status_code == 409
 
 
+def test_those_that_a_failure_ended_wait_for_it_again(client: TestClient) -> None:
+    first = client.post("/iterations", json=BODY | {"count": 3}).json()
+    client.post(f"/iterations/{first['id']}/cancel")
+    with transaction() as session:
+        rows = session.scalars(select(Iteration).order_by(Iteration.number)).all()
+        for row in rows:
+            code = "engine_failed" if row.number == 1 else "parent_failed"
+            row.status, row.error = Status.failed, {"code": code, "message": "it ended"}
+    assert client.post(f"/iterations/{first['id']}/resume").status_code == 202
+    run = client.get("/iterations", params={"run_id": first["run_id"]}).json()["data"]
+    ends = [(i["status"], i["error"], i["finished_at"]) for i in run]
+    assert ends == [("queued", None, None)] * 3
+
+
 def test_a_resumed_iteration_takes_other_training_settings(client: TestClient) -> None:
     url = f"/iterations/{client.post('/iterations', json=BODY).json()['id']}"
     change = {"training": {"learning_rate": 1e-6}}

@@ -2,12 +2,18 @@
 
 import socket
 import time
+import uuid
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 
-from shared import broker
+from shared import broker, jobs
 from shared.client import ServiceClient
+from shared.db import AWAY, is_away
+from shared.jobs import NewShard
+from shared.models import JobKind
 
 
 @pytest.fixture
@@ -23,6 +29,29 @@ def test_a_broker_that_never_answers_is_away(silent: int, monkeypatch: pytest.Mo
     with pytest.raises(Exception, match=r"(?i)time"):
         broker.ping()
     assert time.monotonic() - started < 6
+
+
+def test_the_living_keep_their_shards_for_a_lease_after_postgres_was_away(session: Session) -> None:
+    new, started = [NewShard({})], uuid.uuid4()
+    job, _ = jobs.submit(session, JobKind.generate, {}, new, job_id=started)
+
+    def claim(worker: str, lease_seconds: float) -> jobs.Claim | None:
+        return jobs.claim(
+            session, job.id, worker=worker, lease_seconds=lease_seconds, max_attempts=3
+        )
+
+    assert claim("a", -1) is not None
+    since_the_start_of_postgres = 1e6
+    assert claim("b", since_the_start_of_postgres) is None
+    assert claim("b", 0) is not None
+
+
+def test_a_database_with_no_connection_free_is_away(postgres_url: str) -> None:
+    small = create_engine(postgres_url, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    with small.connect(), pytest.raises(AWAY) as raised:
+        small.connect()
+    assert is_away(raised.value)
+    small.dispose()
 
 
 def test_no_proxy_of_the_environment_sees_the_service_key(

@@ -15,6 +15,7 @@ from shared.errors import Conflict, NotFound
 from shared.jobs import Claim, LeaseLost, NewShard
 from shared.models import Completion, Job, JobKind, Shard, Status
 
+pytestmark = pytest.mark.usefixtures("long_up")
 ERROR = {"code": "boom", "message": "it broke"}
 
 
@@ -85,6 +86,15 @@ def test_a_worker_whose_lease_ended_cannot_commit_over_its_successor(session: Se
         jobs.fail(session, late, ERROR, max_attempts=3)
     jobs.finish(session, successor, {})
     assert jobs.get(session, job.id).status is Status.succeeded
+
+
+def test_a_worker_does_not_take_what_it_works_on(session: Session) -> None:
+    job = submit(session, shards=1)
+    mine = must_claim(session, job, lease=-1)
+    held = [mine.shard_id]
+    limits = {"lease_seconds": 30, "max_attempts": 3}
+    assert jobs.claim(session, job.id, worker="w", held=held, **limits) is None
+    jobs.finish(session, mine, {})
 
 
 def test_three_failures_quarantine_the_shard_with_its_error(session: Session) -> None:

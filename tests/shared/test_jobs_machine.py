@@ -28,6 +28,7 @@ from shared.db import transaction
 from shared.jobs import Claim, LeaseLost, NewShard
 from shared.models import Completion, JobKind, Shard, Status
 
+pytestmark = pytest.mark.usefixtures("long_up")
 MAX_ATTEMPTS = 3
 WORKERS = st.sampled_from(["a", "b", "c"])
 ERROR = {"code": "broken", "message": "broken"}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from sqlalchemy import Engine, select
 
 from shared import jobs
@@ -100,6 +101,13 @@ def test_what_ran_out_is_told_by_the_error_or_its_cause() -> None:
     allocator = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
     assert exit_status(allocator) == OUT_OF_MEMORY
     assert exit_status(ValueError("other")) is None
+
+
+@pytest.mark.parametrize("weights", [10, 1_000_000])
+def test_torch_has_words_of_its_own_for_a_full_disk(weights: int) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.save({"a": torch.zeros(weights)}, "/dev/full")
+    assert exit_status(raised.value) == DISK_FULL
 
 
 def test_a_training_that_is_woken_late_does_not_take_the_folder_back(
