@@ -38,6 +38,8 @@ class ThoughtFormat(Strict):
             raise ValueError("template: must contain {query}")
         if self.thought_marker and not self.response_marker:
             raise ValueError("response_marker: is required with a thought_marker")
+        if self.response_marker and self.response_marker in self.thought_marker:
+            raise ValueError("response_marker: must not be a part of the thought_marker")
         if self.prefill and not self.thought_marker:
             raise ValueError("prefill: needs a thought_marker")
         if self.response_marker != self.response_marker.strip():

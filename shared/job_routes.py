@@ -1,5 +1,7 @@
 """The routes that generate, judge and train have in common: read, list, cancel, resume jobs."""
 
+import hashlib
+import json
 import uuid
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -64,6 +66,17 @@ def progress(session: Session, job_id: uuid.UUID) -> Progress:
         .limit(1)
     )
     return Progress(done=done, total=total, tokens=tokens, shard=latest)
+
+
+def params_of(request: BaseModel, inline: str, **resolved: Any) -> dict[str, Any]:
+    """A request as its job keeps it: of the rows in the field `inline`, which the shards carry,
+    their hash alone, so that other ones under the same id are refused."""
+    params = request.model_dump(mode="json", exclude={inline}) | resolved
+    rows = request.model_dump(mode="json", include={inline})[inline]
+    if rows:
+        text = json.dumps(rows, sort_keys=True)
+        params[f"{inline}_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    return params
 
 
 def read_job(session: Session, job: Job) -> JobRead:

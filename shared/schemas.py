@@ -27,6 +27,15 @@ MOST_COMPARED = 64
 Text = Annotated[str, Field(min_length=1, max_length=200_000)]
 
 
+GREEDY_BELOW = 1e-5
+"""Temperature; vLLM's bound."""
+
+
+def _refuse_equal_samples(samples: int, temperature: float) -> None:
+    if samples > 1 and temperature < GREEDY_BELOW:
+        raise ValueError("temperature: must be above 0 for several samples, which would be equal")
+
+
 class Sampling(Strict):
     """How outputs are drawn. Lengths in tokens."""
 
@@ -37,6 +46,11 @@ class Sampling(Strict):
     max_response_tokens: int = Field(default=1024, ge=1, le=131_072)
     boundary: Literal["natural", "forced"] = "natural"
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        _refuse_equal_samples(self.samples, self.temperature)
+        return self
 
 
 class InlinePrompt(Strict):
@@ -212,6 +226,11 @@ class Validation(Strict):
     judge: JudgeSpec | None = None
     """Who judges models, if not who judges training outputs: what a model was trained to please
     flatters it."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        _refuse_equal_samples(self.samples, self.temperature)
+        return self
 
 
 class IterationRequest(_WithFormat):

@@ -72,6 +72,11 @@ def check_folder(folder: Path) -> None:
         raise ModelFolderError(f"{folder} brings code of its own (auto_map), which is never run")
     if "quantization_config" in config:
         raise ModelFolderError(f"{folder} is quantized; training needs plain weights")
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelFolderError(
+            f"{folder} has no tokenizer.json; AutoTokenizer.from_pretrained(…).save_pretrained(…) "
+            "writes one"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -20,7 +20,8 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -134,7 +135,8 @@ def _train(config: TrainConfig, scratch: Path) -> float:
     started = time.monotonic()
     log.info("training on %d pairs of up to %d tokens", len(pairs), pairs[0]["length"])
     model = _load(settings, base)
-    try:
+    # Settings that only clash with one another or with this model.
+    with _refusing(ValueError, NotImplementedError, ImportError):
         trainer = PairTrainer(
             model=model,
             args=arguments,
@@ -143,12 +145,18 @@ def _train(config: TrainConfig, scratch: Path) -> float:
             peft_config=_lora(settings),
             callbacks=[Recorder(base, config.out_dir, config.checkpoint_seconds)],
         )
-    except (ValueError, NotImplementedError) as error:
-        # Settings that only clash with one another or with this model.
-        raise TrainError(f"TRL refuses the training: {error}", "training.extra") from error
     last = ranks.from_first(lambda: last_good(scratch, config.out_dir))
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with _refusing(ImportError):  # of what an optimizer needs, which is made last
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     return time.monotonic() - started
+
+
+@contextmanager
+def _refusing(*errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        raise TrainError(f"TRL refuses the training: {error}", "training.extra") from error
 
 
 def _load(settings: Training, base: Path) -> Any:

@@ -39,8 +39,12 @@ class UnpackError(Exception):
 
 def unpack(source: str, base: Path) -> Path:
     """The folder of `source`'s weights: the source itself if it is one, else one under `base`."""
-    path = Path(source).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(source).expanduser()
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name too long, a user whom nobody knows
+        raise UnpackError(f"{source!r} cannot be looked up: {error}") from error
+    if is_folder:
         _check(path)
         if not (path / PROBE_FILE).exists():
             _try_probe(path)

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.orm import Session
 
 from services.coordinator import evaluation, events, pipeline, report
@@ -16,7 +16,8 @@ from services.coordinator.pairing import make_pairs
 from services.coordinator.state import checkpoints, config_of, job_id, read_state
 from shared.client import ServiceClient
 from shared.jobs import UNFINISHED
-from shared.models import Dataset, Evaluation, Iteration, Job, JobKind, Status
+from shared.lineage import lineage_of
+from shared.models import Evaluation, Iteration, Job, JobKind, Status
 from shared.schemas import GenerateRequest, JudgeRequest, TrainRequest
 from shared.settings import get_settings
 
@@ -213,7 +214,8 @@ def _choose(session: Session, services: Services, iteration: Iteration) -> None:
     body = {
         "name": config.name,
         "thought_format": config.format.model_dump(),
-        "lineage": _lineage(session, iteration, built),
+        "lineage": lineage_of(session, iteration)
+        | {"prompts": built["prompts"], "validation": built["validation"]},
     }
     released = services.train.put(f"/models/{chosen}/release", body)
     if promoted:
@@ -226,27 +228,6 @@ def _choose(session: Session, services: Services, iteration: Iteration) -> None:
         session, iteration.id, "status", f"succeeded: {released['ref']}", model=str(chosen)
     )
     session.flush()
-
-
-def _lineage(session: Session, iteration: Iteration, built: dict[str, Any]) -> dict[str, Any]:
-    """Which data, judge, config and versions made the model. Its prompts are the iteration's."""
-    versions: dict[str, str] = {}
-    for step in ("generate", "judge", "train"):
-        result = session.get_one(Job, job_id(iteration.id, step)).result or {}
-        versions |= result.get("versions", {})
-    dataset = session.get_one(Dataset, iteration.dataset_id)
-    return {
-        "iteration_id": str(iteration.id),
-        "run_id": str(iteration.run_id),
-        "number": iteration.number,
-        "seed_model_id": str(iteration.seed_model_id),
-        "dataset_id": str(dataset.id),
-        "dataset": {"name": dataset.name, "source": dataset.source, "sha256": dataset.sha256},
-        "prompts": built["prompts"],
-        "config": iteration.config,
-        "versions": versions,
-        "validation": built["validation"],
-    }
 
 
 def _enter(session: Session, iteration: Iteration, stage: str) -> None:
@@ -271,10 +252,13 @@ def fail(session: Session, iteration: Iteration, error: dict[str, Any]) -> None:
     session.flush()
 
 
+def left_behind() -> ColumnElement[bool]:
+    """Steps of an iteration that has ended; a job of a user's own that names it goes on."""
+    return and_(Job.status.in_(UNFINISHED), Job.step.is_not(None), Job.kind != JobKind.prune)
+
+
 def stop_jobs(session: Session, services: Services, iteration: Iteration) -> None:
     """Cancel the jobs that an ended iteration has left. The iteration's row must be locked."""
-    left = select(Job).where(
-        Job.iteration_id == iteration.id, Job.status.in_(UNFINISHED), Job.kind != JobKind.prune
-    )
+    left = select(Job).where(Job.iteration_id == iteration.id, left_behind())
     for job in session.scalars(left):
         services.for_job(job.kind).post(f"/jobs/{job.id}/cancel")

@@ -114,8 +114,14 @@ def with_interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def best(candidates: Sequence[tuple[uuid.UUID, Scores]]) -> uuid.UUID:
-    """The candidate with the highest mean; the earlier epoch on a tie."""
-    return max(candidates, key=lambda candidate: mean(candidate[1]))[0]
+    """The candidate with the highest mean over the prompts that all have a score of, or over its
+    own where there are none; the earlier epoch on a tie."""
+    common = set.intersection(*(set(scores) for _, scores in candidates))
+
+    def rank(candidate: tuple[uuid.UUID, Scores]) -> float:
+        return mean({p: s for p, s in candidate[1].items() if p in common or not common})
+
+    return max(candidates, key=rank)[0]
 
 
 def exists(session: Session, run_id: uuid.UUID, model_id: uuid.UUID) -> bool:

@@ -18,11 +18,11 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from services.coordinator import prune
-from services.coordinator.advance import Services, advance, fail, stop_jobs
-from shared import broker, jobs, log, recovery
+from services.coordinator.advance import Services, advance, fail, left_behind, stop_jobs
+from shared import broker, log, recovery
 from shared.db import is_away, listen, transaction
 from shared.errors import PlatformError
-from shared.models import Iteration, Job, JobKind, Json
+from shared.models import Iteration, Job, Json
 from shared.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -48,8 +48,7 @@ def tick(services: Services, stop: threading.Event) -> None:
             .join(Job, Job.iteration_id == Iteration.id)
             .where(
                 Iteration.finished_at.is_not(None),
-                Job.status.in_(jobs.UNFINISHED),
-                Job.kind != JobKind.prune,
+                left_behind(),
             )
             .distinct()
         ).all()

@@ -13,7 +13,7 @@ from shared import judge_permissions
 from shared.errors import InvalidRequest, NotFound
 from shared.judge_specs import VerifierSpec, with_model
 from shared.model_store import resolve
-from shared.models import Dataset, Iteration, IterationPrompt, Model, Prompt, Split
+from shared.models import Dataset, Iteration, IterationPrompt, Job, Model, Prompt, Split
 from shared.schemas import IterationRequest
 
 Drawn = tuple[list[list[int]], list[int]]
@@ -176,14 +176,15 @@ def _refuse_unjudgeable(
 
 def _used_by(session: Session, model: Model) -> set[int]:
     """Training prompts of the iterations that led to a model."""
-    iterations = []
+    made_by = []
     current: Model | None = model
     while current is not None:
-        if iteration_id := current.lineage.get("iteration_id"):
-            iterations.append(uuid.UUID(iteration_id))
+        made_by.append(current.job_id)
         current = session.get(Model, current.parent_id) if current.parent_id else None
-    query = select(IterationPrompt.prompt_id).where(
-        IterationPrompt.iteration_id.in_(iterations), IterationPrompt.split == Split.train
+    query = (
+        select(IterationPrompt.prompt_id)
+        .join(Job, Job.iteration_id == IterationPrompt.iteration_id)
+        .where(Job.id.in_(made_by), IterationPrompt.split == Split.train)
     )
     return set(session.scalars(query))
 

@@ -16,7 +16,15 @@ from shared.db import SessionDep
 from shared.errors import InvalidRequest
 from shared.formats import ThoughtFormat
 from shared.idempotency import OnceDep
-from shared.job_routes import JobRead, Limit, find_job, jobs_router, read_job, resume_router
+from shared.job_routes import (
+    JobRead,
+    Limit,
+    find_job,
+    jobs_router,
+    params_of,
+    read_job,
+    resume_router,
+)
 from shared.jobs import NewShard
 from shared.model_store import resolve
 from shared.models import Completion, IterationPrompt, JobKind
@@ -61,7 +69,7 @@ def _submit(
     session: Session, job_id: uuid.UUID, request: GenerateRequest, step: str | None = None
 ) -> JobRead:
     model = resolve(session, request.model, param="model")
-    params = request.model_dump(mode="json", exclude={"prompts"}) | {"model": str(model.id)}
+    params = params_of(request, "prompts", model=str(model.id))
     job, is_new = jobs.submit(
         session,
         JobKind.generate,

@@ -15,7 +15,15 @@ from shared.broker import send_after_commit
 from shared.db import SessionDep
 from shared.errors import Conflict, InvalidRequest, NotFound
 from shared.idempotency import OnceDep
-from shared.job_routes import JobRead, Limit, find_job, jobs_router, read_job, resume_router
+from shared.job_routes import (
+    JobRead,
+    Limit,
+    find_job,
+    jobs_router,
+    params_of,
+    read_job,
+    resume_router,
+)
 from shared.jobs import NewShard
 from shared.judge_specs import model_of, with_model
 from shared.model_store import resolve
@@ -65,7 +73,7 @@ def _submit(
     judge_permissions.check(request.judge, "judge")
     judge = with_model(request.judge, lambda ref: _model_id(session, ref))
     request = request.model_copy(update={"judge": judge})
-    params = request.model_dump(mode="json", exclude={"items"}) | {"model": model_of(judge)}
+    params = params_of(request, "items", model=model_of(judge))
     job, is_new = jobs.submit(
         session,
         JobKind.judge,

@@ -11,12 +11,12 @@ from shared import jobs
 from shared.app import create_app
 from shared.broker import send_after_commit
 from shared.db import SessionDep
-from shared.errors import Conflict
+from shared.errors import Conflict, NotFound
 from shared.idempotency import OnceDep
-from shared.job_routes import JobRead, find_job, jobs_router, read_job, resume
+from shared.job_routes import JobRead, find_job, jobs_router, params_of, read_job, resume
 from shared.jobs import NewShard
 from shared.model_store import resolve
-from shared.models import Job, JobKind, Shard, Status
+from shared.models import Iteration, Job, JobKind, Pair, Shard, Status
 from shared.schemas import Resume, Training, TrainRequest
 
 router = APIRouter(tags=["train"])
@@ -41,7 +41,9 @@ def _submit(
     session: Session, job_id: uuid.UUID, request: TrainRequest, step: str | None = None
 ) -> JobRead:
     model = resolve(session, request.model, param="model")
-    params = request.model_dump(mode="json", exclude={"pairs"}) | {"model": str(model.id)}
+    if request.iteration_id is not None:
+        _refuse_without_pairs(session, request.iteration_id)
+    params = params_of(request, "pairs", model=str(model.id))
     pairs = [pair.model_dump() for pair in request.pairs]
     job, is_new = jobs.submit(
         session,
@@ -55,6 +57,16 @@ def _submit(
     if is_new:
         send_after_commit(session, job.kind, job.id)
     return read_job(session, job)
+
+
+def _refuse_without_pairs(session: Session, iteration_id: uuid.UUID) -> None:
+    if session.get(Iteration, iteration_id) is None:
+        raise NotFound(f"iteration_id: no iteration {iteration_id}", param="iteration_id")
+    pair = select(Pair.id).where(Pair.iteration_id == iteration_id).limit(1)
+    if session.scalar(pair) is None:
+        raise Conflict(
+            f"iteration_id: iteration {iteration_id} has chosen no pairs", param="iteration_id"
+        )
 
 
 @router.post("/jobs/{job_id}/resume", status_code=202)

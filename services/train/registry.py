@@ -17,8 +17,9 @@ from shared.formats import ThoughtFormat
 from shared.idempotency import OnceDep
 from shared.job_routes import Limit, unix
 from shared.jobs import NewShard
+from shared.lineage import lineage_of
 from shared.model_store import find, pruned, ref, resolve
-from shared.models import Job, JobKind, Model, Status
+from shared.models import Iteration, Job, JobKind, Model, Status
 from shared.paging import Page, page
 from shared.schemas import Effort, ModelRegistration, Name, Promotion
 from shared.strict import Strict
@@ -168,7 +169,7 @@ def _name_promoted(session: Session, model: Model, promotion: Promotion) -> None
     if promotion.name is not None:
         parent = session.get(Model, model.parent_id) if model.parent_id else None
         inherited = parent.thought_format if parent else None
-        _name(session, model, promotion.name, fmt or inherited, {})
+        _name(session, model, promotion.name, fmt or inherited, _made_by(session, model))
     if model.name is None:
         raise Conflict(
             "name: this checkpoint has no name that chat could serve it by; promote it with a "
@@ -184,6 +185,13 @@ def _name_promoted(session: Session, model: Model, promotion: Promotion) -> None
             "which it names",
             param="thought_format",
         )
+
+
+def _made_by(session: Session, model: Model) -> dict[str, Any]:
+    """The lineage of a checkpoint that its iteration did not choose."""
+    job = session.get(Job, model.job_id) if model.job_id else None
+    iteration = session.get(Iteration, job.iteration_id) if job and job.iteration_id else None
+    return lineage_of(session, iteration) if iteration else {}
 
 
 def _name(

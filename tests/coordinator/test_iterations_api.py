@@ -78,9 +78,11 @@ def test_prompts_that_made_the_base_model_are_not_taken_again(client: TestClient
     first = client.post("/iterations", json=BODY | {"prompts_per_iteration": 4}).json()
     with transaction() as session:
         seed = session.scalars(select(Model)).one()
-        factories.model(
-            session, name="next", parent_id=seed.id, lineage={"iteration_id": first["id"]}
-        )
+        values = {"kind": JobKind.train, "status": Status.succeeded, "params": {}}
+        session.add(Job(id=uuid.uuid4(), iteration_id=uuid.UUID(first["id"]), **values))
+        session.flush()
+        made_by = session.scalars(select(Job.id).where(Job.kind == JobKind.train)).one()
+        factories.model(session, name="next", parent_id=seed.id, job_id=made_by)
     used = set(prompts_of(first["id"], Split.train))
     second = client.post("/iterations", json=BODY | {"base_model": "next"}).json()
     assert not used & set(prompts_of(second["id"], Split.train))
@@ -145,6 +147,8 @@ def test_inline_prompts_become_a_dataset(client: TestClient) -> None:
         ({"thought_format": "loud"}, "thought_format"),
         ({"bogus": 1}, "bogus"),
         ({"sampling": {"samples": 1}}, "sampling.samples"),
+        ({"sampling": {"temperature": 0}}, "sampling.temperature"),
+        ({"validation": {"samples": 2}}, "validation.temperature"),
         ({"length_control": {"rho": 0.7}}, "length_control.rho"),
         ({"training": {"learning_rate": -1}}, "training.learning_rate"),
         ({"training": {"max_length": 2047}}, "training.max_length"),

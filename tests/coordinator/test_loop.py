@@ -1,6 +1,7 @@
 """What the loop tells the services, and what is in the record by then."""
 
 import threading
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,14 +9,14 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from services.coordinator import state
+from services.coordinator import evaluation, state
 from services.coordinator.advance import Services
 from services.coordinator.loop import MOST_FAULTS, tick
 from services.coordinator.pipeline import Wait, next_step
 from shared.client import ServiceClient
 from shared.db import transaction
 from shared.errors import Unavailable
-from shared.models import Iteration, Job, Model, Pair, Status
+from shared.models import Iteration, Job, JobKind, Model, Pair, Status
 from tests import evaluated_runs, factories
 from tests.evaluated_runs import Out
 
@@ -82,6 +83,30 @@ def test_an_iteration_that_cannot_go_on_holds_up_no_other(
         assert error is not None
         assert error["code"] == "loop_failed"
         assert session.get_one(Iteration, ids[1]).finished_at is None
+
+
+def test_a_users_own_job_outlives_the_iteration_that_it_names(
+    clean_database: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with transaction() as session:
+        seed, dataset = factories.model(session), factories.dataset(session, 2, 1)
+        iteration = evaluated_runs.running(session, dataset, seed)
+        iteration.status, iteration.finished_at = Status.succeeded, func.now()
+        values = {"iteration_id": iteration.id, "kind": JobKind.train, "params": {}}
+        jobs = [Job(id=uuid.uuid4(), step=step, **values) for step in (None, "train")]
+        session.add_all(jobs)
+        step = jobs[1].id
+    stopped = []
+    monkeypatch.setattr(ServiceClient, "post", lambda _, path: stopped.append(path))
+    look()
+    assert stopped == [f"/jobs/{step}/cancel"]
+
+
+def test_the_best_is_found_on_the_prompts_that_all_have_a_score_of() -> None:
+    lucky, better = uuid.uuid4(), uuid.uuid4()
+    scores = [(lucky, {1: 0.5, 2: 0.5}), (better, {1: 0.6, 2: 0.6, 3: 0.0})]
+    assert evaluation.best(scores) == better
+    assert evaluation.best([(lucky, {1: 0.5}), (better, {2: 0.6})]) == better
 
 
 def test_a_training_that_ends_while_its_iteration_is_read_is_not_without_checkpoints(

@@ -86,6 +86,8 @@ def test_a_callers_id_makes_a_repeat_find_the_same_job(case: Case, client: TestC
     assert first.status_code == second.status_code == 202
     assert first.json() == second.json()
     assert len(client.get("/jobs").json()["data"]) == 1
+    other = client.put(url, json=body | case.change)
+    assert (other.status_code, other.json()["error"]["param"]) == (409, "id")
 
 
 def test_a_key_makes_a_repeated_post_find_the_same_job(case: Case, client: TestClient) -> None:

@@ -99,6 +99,7 @@ def test_prefix_is_what_the_turn_begins_with() -> None:
         ({"thought_marker": "T:"}, "is required with"),
         ({"response_marker": "R:", "prefill": True}, "needs a thought_marker"),
         ({"response_marker": "R: "}, "white space"),
+        ({"thought_marker": "<R>", "response_marker": "R"}, "a part of the thought_marker"),
         ({"marker": "R:"}, "Extra inputs"),
     ],
 )

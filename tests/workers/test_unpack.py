@@ -62,6 +62,7 @@ def test_a_folder_made_by_another_is_left_alone(tmp_path: Path) -> None:
     [
         (lambda f: (f / "config.json").unlink(), "no config.json"),
         (lambda f: (f / "model.safetensors").unlink(), "no .safetensors"),
+        (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "no tokenizer that can be read"),
         (lambda f: (f / "chat_template.jinja").unlink(), "no chat template"),
         (
@@ -105,6 +106,9 @@ def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:
         unpack(str(tmp_path / "broken.gguf"), tmp_path / "base")
     with pytest.raises(UnpackError, match="neither a folder nor a"):
         unpack(str(tmp_path / "nothing"), tmp_path / "base")
+    for unfindable in ("~nobody-of-this-name/model", f"/{'x' * 300}"):
+        with pytest.raises(UnpackError, match="cannot be looked up"):
+            unpack(unfindable, tmp_path / "base")
     with pytest.raises(UnpackError, match="is no folder, GGUF file or Hub id"):
         unpack("not a model!", tmp_path / "base")
     with pytest.raises(UnpackError, match="cannot be fetched"):
