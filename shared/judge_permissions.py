@@ -5,7 +5,7 @@ could name any key would have it sent anywhere, and one that could name any code
 """
 
 from shared.errors import InvalidRequest
-from shared.judge_specs import AnySpec, MixtureSpec, OpenAISpec, RewardModelSpec
+from shared.judge_specs import AnySpec, MixtureSpec, OpenAISpec, RewardModelSpec, address
 from shared.settings import get_settings
 
 
@@ -57,4 +57,4 @@ def check_code(spec: RewardModelSpec, param: str = "judge") -> None:
 
 def _addresses() -> dict[str, str]:
     entries = (entry.partition("=") for entry in get_settings().judge_addresses.split())
-    return {url.rstrip("/"): variable for url, _, variable in entries}
+    return {address(url): variable for url, _, variable in entries}

@@ -11,11 +11,12 @@ from pydantic import AfterValidator, Field, HttpUrl, TypeAdapter, model_validato
 from shared.strict import Strict
 
 
-def _address(value: str) -> str:
+def address(value: str) -> str:
+    """A URL as requests and settings that mean the same write it alike. Raises `ValueError`."""
     return str(HttpUrl(value)).rstrip("/")
 
 
-Address = Annotated[str, AfterValidator(_address)]
+Address = Annotated[str, AfterValidator(address)]
 
 
 class Needs(enum.StrEnum):

@@ -3,8 +3,10 @@
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.judge_specs import address
 
 
 class Settings(BaseSettings):
@@ -88,6 +90,13 @@ class Settings(BaseSettings):
     """Of a request, but for an upload's file. Its JSON may take twenty times that in memory."""
     max_upload_bytes: int = 256 * 1024 * 1024
     max_chat_in_flight: int = 256
+
+    @field_validator("judge_addresses")
+    @classmethod
+    def _are_urls(cls, value: str) -> str:
+        for entry in value.split():
+            address(entry.partition("=")[0])
+        return value
 
 
 @cache

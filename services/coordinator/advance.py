@@ -203,7 +203,7 @@ def _choose(session: Session, services: Services, iteration: Iteration) -> None:
         for m in checkpoints(session, iteration)
         if evaluation.exists(session, run, m.id)
     ]
-    if not all(values for _, values in scored):
+    if not any(values for _, values in scored):
         fail(session, iteration, NO_SCORES)
         return
     chosen = evaluation.best(scored)

@@ -86,15 +86,16 @@ def _whole_share(parsed: bool, share: float | None, walkovers: float) -> float |
 
 
 def _worst(session: Session, run_id: uuid.UUID) -> float:
-    """Where the judge's scale has no lower end, the worst that a response of the seed has got: the
-    same for all models of the run."""
+    """Where the judge's scale has no lower end, the worst that a response has got in the run so
+    far: the same for all its models, and no better than any response."""
     [iteration] = session.scalars(select(Iteration).where(Iteration.run_id == run_id).limit(1))
     row = session.get_one(Evaluation, (run_id, iteration.seed_model_id))
     spec = judge_spec(session.get_one(Job, row.judge_job_id).params["judge"])
     if spec.worst is not None:
         return spec.worst
-    lowest = select(func.min(Judgment.score)).where(Judgment.job_id == row.judge_job_id)
-    return session.scalar(lowest) or 0.0
+    judged = select(Evaluation.judge_job_id).where(Evaluation.run_id == run_id)
+    lowest = session.scalar(select(func.min(Judgment.score)).where(Judgment.job_id.in_(judged)))
+    return 0.0 if lowest is None else lowest  # without any score, all outputs are equal
 
 
 def mean(values: Scores) -> float:
@@ -114,14 +115,16 @@ def with_interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def best(candidates: Sequence[tuple[uuid.UUID, Scores]]) -> uuid.UUID:
-    """The candidate with the highest mean over the prompts that all have a score of, or over its
-    own where there are none; the earlier epoch on a tie."""
-    common = set.intersection(*(set(scores) for _, scores in candidates))
+    """The candidate with the highest mean over the prompts that all have a score of; the earlier
+    epoch on a tie. One with less than half as many scores as another is out of the race."""
+    most = max(len(scores) for _, scores in candidates)
+    able = [(id_, scores) for id_, scores in candidates if len(scores) * 2 >= most]
+    common = set.intersection(*(set(scores) for _, scores in able))
 
     def rank(candidate: tuple[uuid.UUID, Scores]) -> float:
         return mean({p: s for p, s in candidate[1].items() if p in common or not common})
 
-    return max(candidates, key=rank)[0]
+    return max(able, key=rank)[0]
 
 
 def exists(session: Session, run_id: uuid.UUID, model_id: uuid.UUID) -> bool:

@@ -107,6 +107,8 @@ def test_the_best_is_found_on_the_prompts_that_all_have_a_score_of() -> None:
     scores = [(lucky, {1: 0.5, 2: 0.5}), (better, {1: 0.6, 2: 0.6, 3: 0.0})]
     assert evaluation.best(scores) == better
     assert evaluation.best([(lucky, {1: 0.5}), (better, {2: 0.6})]) == better
+    assert evaluation.best([(lucky, {1: 1.0}), (better, {1: 0.0, 2: 0.6, 3: 0.6})]) == better
+    assert evaluation.best([(lucky, {}), (better, {1: 0.1})]) == better
 
 
 def test_a_training_that_ends_while_its_iteration_is_read_is_not_without_checkpoints(

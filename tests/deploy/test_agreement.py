@@ -191,6 +191,18 @@ def test_who_needs_models_mounts_them_where_the_images_say(containers: dict[str,
         assert {"/tmp", "/cache"} <= tmpfs | {mount.split(":")[1] for mount in mounts}
 
 
+@EACH
+def test_engines_have_shared_memory_for_their_queues(containers: dict[str, Object]) -> None:
+    for name, found in containers.items():
+        if not module(found).startswith("workers."):
+            continue
+        if "shm_size" not in found:
+            mounts = {mount["mountPath"] for mount in found.get("volumeMounts", [])}
+            assert "/dev/shm" in mounts, name
+        else:
+            assert found["shm_size"] in ("1gb", "8gb"), name
+
+
 def test_only_the_coordinator_and_grafana_are_published_on_loopback() -> None:
     published = {n: s["ports"] for n, s in compose()["services"].items() if "ports" in s}
     assert published == {

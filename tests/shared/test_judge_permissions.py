@@ -18,7 +18,8 @@ CODE = {"kind": "reward_model", "model": "some/model", "trust_remote_code": True
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(
-        judge_addresses="http://judge:8000/v1=KEY", remote_code="some/pinned@abc some/other"
+        judge_addresses="http://judge:8000/v1=KEY http://Other:80/v1/=",
+        remote_code="some/pinned@abc some/other",
     )
     monkeypatch.setattr("shared.judge_permissions.get_settings", lambda: settings)
 
@@ -54,6 +55,7 @@ def test_what_the_operator_does_not_allow_is_refused_by_its_field(
     "judge",
     [
         ALLOWED,
+        ALLOWED | {"base_url": "http://other/v1"},
         mixture(ALLOWED, {"kind": "verifier"}),
         CODE | {"trust_remote_code": False},
         CODE | {"model": "some/pinned", "revision": "abc"},

@@ -30,7 +30,7 @@ from workers.judges import (
     reward_source,
 )
 from workers.judges.reward_model import RewardModel
-from workers.judges.reward_runners import TransformersRunner, batches, float32_head
+from workers.judges.reward_runners import TransformersRunner, batches, float32_head, gpu_share
 from workers.judges.reward_source import Source, open_source
 from workers.leases import StageError
 from workers.prompts import ShardPrompt
@@ -398,3 +398,11 @@ def test_vllm_scores_as_transformers(tmp_path: Path) -> None:
     expected = values(judge_of(model), of)
     assert found[:-1] == pytest.approx(expected[:-1], abs=1e-2)
     assert found[-1] is expected[-1] is None
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "share"),
+    [("", 0.85), ("--enforce-eager --gpu-memory-utilization 0.6", 0.55), ("--seed=1", 0.85)],
+)
+def test_a_judge_keeps_to_its_workers_share_of_the_gpu(engine_args: str, share: float) -> None:
+    assert gpu_share(engine_args) == pytest.approx(share)

@@ -3,9 +3,11 @@
 Both take token ids and give the raw logit of each chat, its head computed in float32.
 """
 
+import argparse
 import gc
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -16,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from shared.settings import get_settings
 from workers.engine_process import environment, has_gpu
 from workers.judges.base import CannotJudge
 from workers.judges.reward_source import Source
@@ -23,8 +26,17 @@ from workers.judges.reward_source import Source
 log = logging.getLogger(__name__)
 SEQUENCES = 256
 """Most chats that vLLM works on at once."""
-GPU_SHARE = 0.85
-"""Of its memory for vLLM: the sleeping engine of the worker keeps some."""
+ENGINES_SHARE, SLEEPERS_SHARE = 0.9, 0.05
+"""Of the GPU's memory: vLLM's default, and what the worker's engine keeps while it sleeps."""
+
+
+def gpu_share(engine_args: str) -> float:
+    """What the worker's engine leaves of its share of the GPU while it sleeps; another's of a GPU
+    that they have together is not touched."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--gpu-memory-utilization", type=float, default=ENGINES_SHARE)
+    given, _ = parser.parse_known_args(shlex.split(engine_args))
+    return float(given.gpu_memory_utilization) - SLEEPERS_SHARE
 
 
 class Runner(Protocol):
@@ -150,7 +162,7 @@ class VllmRunner:
             max_model_len=-1,  # what fits in memory
             max_num_batched_tokens=batch_tokens,
             max_num_seqs=min(SEQUENCES, batch_tokens),
-            gpu_memory_utilization=GPU_SHARE,
+            gpu_memory_utilization=gpu_share(get_settings().engine_args),
             trust_remote_code=source.custom,
             enforce_eager=True,  # prompts alone gain little by graphs, which take a minute
             disable_log_stats=True,

@@ -14,7 +14,8 @@ GIB = 1024**3
 MIN_MEMORY_GIB, MIN_DISK_GIB = 6, 5
 """What the demo takes. For larger models `docs/operate.md` has the arithmetic."""
 MIN_SHARED_GIB = 1
-"""Of /dev/shm, through which the processes of an engine or a training on several GPUs talk."""
+"""Of /dev/shm, through which the processes of an engine talk, and those of a training on several
+GPUs."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -57,6 +58,6 @@ def _shared_memory() -> Finding:
     total = shutil.disk_usage(SHARED_MEMORY).total / GIB
     detail = f"{total:.1f} GiB at {SHARED_MEMORY}"
     if total < MIN_SHARED_GIB:
-        fix = "for engines and trainings on several GPUs: a container's --shm-size 8g"
+        fix = "an engine needs it: a container's --shm-size 1g, and 8g for several GPUs"
         return Finding("shared memory", detail, fix)
     return Finding("shared memory", detail)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from shared.judge_specs import AnySpec, MixtureSpec, VerifierSpec
+from shared.judge_specs import AnySpec, MixtureSpec
 from shared.schemas import IterationRequest
 
 WARNING = (
@@ -14,14 +14,20 @@ WARNING = (
 
 def judges(config: IterationRequest) -> dict[str, Any]:
     evaluating = config.evaluating_judge
-    same = evaluating == config.judge
-    # The verifier's checks are the task itself, not an opinion of it.
-    flattering = same and not isinstance(config.judge, VerifierSpec)
+    shared = _models(config.judge) & _models(evaluating)
     return {
         "judges": {"training": _label(config.judge), "validation": _label(evaluating)},
-        "same_judge": same,
-        "warning": WARNING if flattering else None,
+        "same_judge": bool(shared) or evaluating == config.judge,
+        "warning": WARNING if shared else None,
     }
+
+
+def _models(spec: AnySpec) -> set[str]:
+    """Whose opinion it is, however asked. The verifier's checks are the task itself, no opinion."""
+    if isinstance(spec, MixtureSpec):
+        return set().union(*(_models(weighted.judge) for weighted in spec.judges))
+    model = getattr(spec, "model", None)
+    return set() if model is None else {model}
 
 
 def _label(spec: AnySpec) -> str:

@@ -31,9 +31,10 @@ def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
             {
                 "epoch": m.epoch,
                 "model": str(m.id),
-                "score": evaluation.mean(evaluation.scores(session, run, m.id)),
+                "score": evaluation.mean(found) if found else None,
             }
             for m in scored
+            for found in (evaluation.scores(session, run, m.id),)
         ],
         "chosen_epoch": next(m.epoch for m in rows if m.id == chosen_id),
         "score": evaluation.mean(chosen),

@@ -21,6 +21,11 @@ TRAINING = [
 SEED = [[Out(0.0, 10)], [Out(1.0, 10)], [Out(1.0, 10)], [BROKEN]]
 CHOSEN = [[Out(1.0, 30)], [Out(1.0, 20)], [Out(0.0, 10)], [Out(0.0, 40)]]
 PAIRWISE = {"kind": "pairwise", "model": "judge"}
+VERIFIER = {"kind": "verifier"}
+
+
+def mixture(*judges: Any) -> Any:
+    return {"kind": "mixture", "judges": [{"judge": judge} for judge in judges]}
 
 
 def report_of(session: Session, chosen: Any = CHOSEN, seed: Any = SEED, **given: Any) -> Any:
@@ -125,6 +130,9 @@ def test_other_strengths_of_length_control_are_set_beside_the_one_used(session: 
         ({"judge": PAIRWISE, "validation": {"judge": PAIRWISE}}, True, True),
         ({"judge": PAIRWISE, "validation": {"judge": PAIRWISE | {"model": "x"}}}, False, False),
         ({"validation": {"judge": PAIRWISE}}, False, False),
+        ({"judge": PAIRWISE, "validation": {"judge": PAIRWISE | {"max_tokens": 7}}}, True, True),
+        ({"judge": PAIRWISE, "validation": {"judge": mixture(VERIFIER, PAIRWISE)}}, True, True),
+        ({"judge": mixture(VERIFIER, VERIFIER), "validation": {"judge": VERIFIER}}, False, False),
     ],
 )
 def test_a_judge_that_measures_what_it_has_taught_is_named(
