@@ -1,9 +1,10 @@
-"""Keeps a second thought out of an answer.
+"""Keeps thoughts out of an answer.
 
 An answer begins behind the response marker, and normally holds no thought. A model may begin
 another one all the same: from a thought's marker, in whatever case, to the one that ends it
-nothing is shown. Text that may yet become a marker is held back, so the result does not depend on
-where pieces end.
+nothing is shown. And a model whose thought was cut short may go on with it behind the marker that
+was put in, until it writes that marker itself: such an answer is shown once it is known not to.
+Text that may yet become a marker is held back, so the result does not depend on where pieces end.
 """
 
 import string
@@ -22,11 +23,18 @@ def fold(text: str) -> str:
 class AnswerFilter:
     """`feed` the answer's pieces as they come, then `end`; what they return is to be shown."""
 
-    def __init__(self, marks: Sequence[Marks]) -> None:
-        """Without `marks`, all is shown."""
+    def __init__(
+        self, marks: Sequence[Marks], *, cut_before: str = "", calls: Marks | None = None
+    ) -> None:
+        """Without `marks`, all is shown. `cut_before` is the marker that was put in where a thought
+        was cut short. Between `calls`, written exactly so, nothing is looked for: the JSON of a
+        tool's arguments may hold any text."""
         self._marks = [Marks(fold(begin), fold(end)) for begin, end in marks]
+        self._cut_before = fold(cut_before)
+        self._calls = calls
         self._held = ""
-        self._thinking: Marks | None = None
+        self._open: Marks | None = None
+        """Whose end is awaited."""
         self._begun = False
         self.hidden = 0
         """Thoughts that have been kept out so far."""
@@ -35,29 +43,44 @@ class AnswerFilter:
 
     def feed(self, text: str) -> str:
         self._held += text
+        if self._cut_before:
+            rest, marker, behind = partition(self._held, self._cut_before)
+            if not marker:
+                return ""
+            self.hidden += bool(rest.strip())
+            self._held, self._cut_before = behind, ""
         shown = ""
         while (found := self._found()) is not None:
             at, marker, marks = found
-            shown += self._shown(at)
+            is_call = marks is self._calls
+            shown += self._shown(at + len(marker) if is_call else at)
             self._held = self._held[at + len(marker) :]
-            self._thinking = None if self._thinking else marks
-            self.hidden += self._thinking is not None
-        folded = fold(self._held)
-        end = len(folded) - max((held_back(folded, m) for m, _ in self._awaited()), default=0)
+            self._open = None if self._open else marks
+            self.hidden += self._thinking
+        kept = max((held_back(self._text(marks), m) for m, marks in self._awaited()), default=0)
+        end = len(self._held) - kept
         shown += self._shown(end)
         self._held = self._held[end:]
         return self._without_leading_space(shown)
 
+    @property
+    def _thinking(self) -> bool:
+        return self._open is not None and self._open is not self._calls
+
     def _awaited(self) -> list[tuple[str, Marks]]:
         """Markers that change what is shown, each with its pair."""
-        if self._thinking:
-            return [(self._thinking.end, self._thinking)]
-        return [(marks.begin, marks) for marks in self._marks]
+        if self._open:
+            return [(self._open.end, self._open)]
+        every = [*self._marks, *([self._calls] if self._calls else [])]
+        return [(marks.begin, marks) for marks in every]
+
+    def _text(self, marks: Marks) -> str:
+        """In which a marker of this pair is looked for."""
+        return self._held if marks is self._calls else fold(self._held)
 
     def _found(self) -> tuple[int, str, Marks] | None:
         """Where the first of them stands."""
-        folded = fold(self._held)
-        places = [(folded.find(m), m, marks) for m, marks in self._awaited()]
+        places = [(self._text(marks).find(m), m, marks) for m, marks in self._awaited()]
         return min((p for p in places if p[0] >= 0), key=lambda p: p[0], default=None)
 
     def _shown(self, end: int) -> str:
@@ -69,10 +92,12 @@ class AnswerFilter:
 
     def end(self) -> str:
         """What was held back and became no marker."""
+        self._cut_before = ""
+        shown = self.feed("")
         rest = "" if self._thinking else self._held
         self._held = ""
         self.clear += 0 if self.hidden else len(rest)
-        return self._without_leading_space(rest)
+        return shown + self._without_leading_space(rest)
 
     def _without_leading_space(self, text: str) -> str:
         # White space behind the marker belongs to neither thought nor response.
@@ -82,12 +107,22 @@ class AnswerFilter:
         return text
 
 
-def visible(response: str | None, fmt: ThoughtFormat) -> str | None:
-    """What of a whole response is shown to who may not read thoughts; None is no response."""
+def visible(response: str | None, fmt: ThoughtFormat, *, forced: bool) -> str | None:
+    """What of a whole response is shown to who may not read thoughts; None is no response. `forced`
+    tells whether the marker before it was put in."""
     if response is None:
         return None
-    thoughts = AnswerFilter(fmt.marks)
+    thoughts = AnswerFilter(fmt.marks, cut_before=fmt.response_marker if forced else "")
     return thoughts.feed(response) + thoughts.end()
+
+
+def partition(text: str, marker: str) -> tuple[str, str, str]:
+    """As `str.partition`, in whatever case; `marker` is folded."""
+    at = fold(text).find(marker)
+    if at < 0:
+        return text, "", ""
+    end = at + len(marker)
+    return text[:at], text[at:end], text[end:]
 
 
 def held_back(text: str, marker: str) -> int:

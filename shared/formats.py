@@ -40,6 +40,9 @@ class ThoughtFormat(Strict):
             raise ValueError("response_marker: is required with a thought_marker")
         if self.response_marker and self.response_marker in self.thought_marker:
             raise ValueError("response_marker: must not be a part of the thought_marker")
+        marker = self.thought_marker.lower()
+        if marker.startswith(NATIVE.begin) and marker != NATIVE.begin:
+            raise ValueError(f"thought_marker: must not begin with {NATIVE.begin}, a marker itself")
         if self.prefill and not self.thought_marker:
             raise ValueError("prefill: needs a thought_marker")
         if self.response_marker != self.response_marker.strip():

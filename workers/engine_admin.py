@@ -1,5 +1,6 @@
 """The private side of a vLLM server: canary, probe, weight swap, sleep. Needs its dev mode."""
 
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -84,7 +85,8 @@ class EngineAdmin:
         """Put other weights of the same architecture in place, under the version `label`.
 
         Requests under way end first, on the weights they began with; later ones wait and get the
-        new ones. A request that does not end in two minutes is aborted.
+        new ones. A request that does not end in two minutes is aborted, as is one that has waited
+        behind them, perhaps with a thought of the old weights.
         """
         self._pause()
         try:
@@ -104,10 +106,9 @@ class EngineAdmin:
         self._post("/update_weight_version", {"new_version": version})
 
     def _pause(self) -> None:
-        try:
+        with suppress(EngineTimeout):
             self._post("/pause?mode=wait", timeout=PAUSE_SECONDS)
-        except EngineTimeout:
-            self._post("/pause?mode=abort")
+        self._post("/pause?mode=abort")
 
     def sleep(self) -> None:
         """Free the device's memory; the weights wait in the machine's."""

@@ -52,7 +52,11 @@ class Inference:
 
     def look(self) -> None:
         """Serve what is promoted; check that the engine works."""
-        wanted = promoted()
+        try:
+            wanted = promoted()
+        except DBAPIError as error:
+            logger.warning("database away: %s", type(error.orig).__name__)
+            wanted = self._engine.serving  # chat goes on, and so do the checks
         if wanted is None:
             return
         if wanted.id == self._failed and time.monotonic() < self._retry_at:
@@ -61,7 +65,7 @@ class Inference:
         if serving is None or serving.id != wanted.id:
             self._serve(wanted)
         elif not self._healthy(serving):
-            self._record(None, "starting")
+            self._say_starting()
             self._engine.stop()
             self._serve(wanted)
 
@@ -85,7 +89,7 @@ class Inference:
             self._record(None, "swapping")
             self._drain()
         else:
-            self._record(None, "starting")
+            self._say_starting()
         try:
             self._engine.ensure(model)
         except EngineError as error:
@@ -113,6 +117,10 @@ class Inference:
             while not self._engine.idle() and time.monotonic() < deadline:
                 if self._stop.wait(0.1):
                     return
+
+    def _say_starting(self) -> None:
+        with suppress(DBAPIError):  # where the database is away, the engine is needed no less
+            self._record(None, "starting")
 
     def _record(self, model: ModelWeights | None, state: str, detail: str = "") -> None:
         values = {

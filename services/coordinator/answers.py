@@ -54,7 +54,7 @@ def list_answers(
             prompt=prompt,
             category=category,
             sample_index=row.sample_index,
-            response=visible(row.response, fmt),
+            response=visible(row.response, fmt, forced=row.forced),
             response_tokens=row.response_tokens,
         )
 

@@ -11,6 +11,7 @@ from services.coordinator.iterations import find
 from services.coordinator.state import format_of, job_id
 from shared.answer_filter import visible
 from shared.db import SessionDep
+from shared.formats import ThoughtFormat
 from shared.job_routes import Limit
 from shared.models import Completion, Judgment, Pair, Prompt
 from shared.paging import Page, page_by_number
@@ -57,8 +58,12 @@ def list_pairs(
         return PairRead(
             id=row.id,
             prompt=prompt,
-            chosen=chosen.response if thoughts else visible(chosen.response, fmt),
-            rejected=rejected.response if thoughts else visible(rejected.response, fmt),
+            chosen=chosen.response
+            if thoughts
+            else visible(chosen.response, fmt, forced=chosen.forced),
+            rejected=rejected.response
+            if thoughts
+            else visible(rejected.response, fmt, forced=rejected.forced),
             chosen_output=chosen.output if thoughts else None,
             rejected_output=rejected.output if thoughts else None,
             chosen_score=row.chosen_score,
@@ -108,7 +113,7 @@ def list_completions(
             id=row.id,
             prompt=prompt,
             sample_index=row.sample_index,
-            response=row.response if thoughts else visible(row.response, fmt),
+            response=_shown(row, fmt, thoughts),
             output=row.output if thoughts else None,
             score=score,
             thought_tokens=row.thought_tokens,
@@ -116,3 +121,7 @@ def list_completions(
         )
 
     return page_by_number(session, query, Completion, after, limit, read_candidate)
+
+
+def _shown(row: Completion, fmt: ThoughtFormat, thoughts: bool) -> str | None:
+    return row.response if thoughts else visible(row.response, fmt, forced=row.forced)

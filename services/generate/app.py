@@ -123,7 +123,7 @@ def list_completions(
             id=row.id,
             prompt_index=row.prompt_index,
             sample_index=row.sample_index,
-            response=row.response if thoughts else visible(row.response, fmt),
+            response=row.response if thoughts else visible(row.response, fmt, forced=row.forced),
             output=row.output if thoughts else None,
             thought_tokens=row.thought_tokens,
             response_tokens=row.response_tokens,

@@ -34,7 +34,8 @@ class Conversation:
             longest = await served.engine.max_model_len()
         except EngineError as error:
             raise without_detail(error) from None
-        return cls(served, longest, messages, [tool.model_dump() for tool in request.tools])
+        shown = [] if request.tool_choice == "none" else request.tools
+        return cls(served, longest, messages, [tool.model_dump() for tool in shown])
 
     async def render(self) -> list[int]:
         """Raises `InvalidRequest`: too long, or not what the model's template can render."""

@@ -3,14 +3,17 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from services.coordinator.chat.schema import ChatRequest
-from services.coordinator.chat.serving import Served
-from services.coordinator.chat.tool_calls import grammar
+from services.coordinator.chat.serving import CACHE, Served
+from services.coordinator.chat.tool_calls import BEGIN, END, grammar
+from shared.answer_filter import AnswerFilter
 from shared.engine_answers import Choice
 from shared.formats import Marks
 from shared.generation import respond_seed
+from shared.thoughts import Thought
 
 MOST_SPACES = 4
 """How often the engine is asked to go on where a stop string fires before the first word."""
@@ -21,12 +24,29 @@ class SecondPhase:
     request: ChatRequest
     served: Served
 
+    thought: Thought
+    """What it is written behind."""
+
+    def filter(self) -> AnswerFilter:
+        """Keeps thoughts out of the answer."""
+        calls = Marks(BEGIN, END) if self.request.callable_tools else None
+        return AnswerFilter(self._marks, cut_before=self._cut_before, calls=calls)
+
     @property
-    def marks(self) -> Sequence[Marks]:
-        """Of thoughts that may begin in the answer. JSON may hold any text, and bound to it, a
-        model cannot begin another thought."""
-        is_free = self.request.response_format.type == "text"
-        return self.served.model.format.marks if is_free else ()
+    def _is_free(self) -> bool:
+        """JSON may hold any text, and bound to it, a model cannot go on or begin to think."""
+        return self.request.response_format.type == "text"
+
+    @property
+    def _marks(self) -> Sequence[Marks]:
+        """Of thoughts that may begin in the answer."""
+        return self.served.model.format.marks if self._is_free else ()
+
+    @property
+    def _cut_before(self) -> str:
+        """The marker that a thought which was cut short may yet write. One of no tokens was not."""
+        was_cut = self._is_free and self.thought.forced and self.thought.tokens > 0
+        return self.served.model.format.response_marker if was_cut else ""
 
     async def draw(self, prompt: list[int], budget: int, seed: int) -> AsyncGenerator[Choice]:
         """At most `budget` tokens that continue the prompt, which ends with the thought. White
@@ -65,6 +85,16 @@ class SecondPhase:
         }
 
     async def _drawn(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Choice]:
+        """Of one request to the engine. What began on one model is not continued on another."""
+        is_sure = CACHE.is_sure(self.served)
+        async with aclosing(self._asked(prompt, sampling)) as pieces:
+            async for piece in pieces:
+                if not is_sure:
+                    await self.served.confirm()
+                    is_sure = True
+                yield piece
+
+    async def _asked(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Choice]:
         engine = self.served.engine
         if not self.request.stream:
             [whole] = await engine.complete(prompt, **sampling)
@@ -80,7 +110,8 @@ class SecondPhase:
         if self.request.callable_tools:
             return True
         tokenize = self.served.engine.tokenize
-        return any([len(await tokenize(m)) == 1 for marks in self.marks for m in marks])
+        looked_for = {m for m in (*chain(*self._marks), self._cut_before) if m}
+        return any([len(await tokenize(m)) == 1 for m in sorted(looked_for)])
 
     def _constraints(self) -> dict[str, Any]:
         request = self.request

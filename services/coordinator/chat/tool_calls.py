@@ -16,7 +16,8 @@ from services.coordinator.chat.schema import Tool
 from shared.answer_filter import held_back
 
 BEGIN = "<tool_call>"
-END = "</tool_call>"
+END = "\n</tool_call>"
+"""With the line's end, which no string of JSON holds: an argument may hold all the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def grammar(tools: Sequence[Tool], *, required: bool, parallel: bool) -> dict[st
             "type": "tag",
             "begin": f'{BEGIN}\n{{"name": "{tool.function.name}", "arguments": ',
             "content": {"type": "json_schema", "json_schema": tool.function.parameters},
-            "end": f"}}\n{END}",
+            "end": f"}}{END}",
         }
         for tool in tools
     ]

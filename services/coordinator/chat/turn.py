@@ -17,7 +17,6 @@ from services.coordinator.chat.schema import ChatRequest
 from services.coordinator.chat.second_phase import SecondPhase
 from services.coordinator.chat.serving import CACHE, Served
 from services.coordinator.chat.tool_calls import ToolCallReader
-from shared.answer_filter import AnswerFilter
 from shared.engine_answers import EngineError, EngineRefused
 from shared.errors import InvalidRequest, PlatformError
 from shared.generation import SEEDS, render_and_think, think
@@ -135,19 +134,13 @@ class Turn:
         if budget <= 0:
             yield Piece(finish_reason="length")
             return
-        # A phase that began on one model is not continued on another.
-        is_sure = CACHE.is_sure(self.served)
-        phase = SecondPhase(self.request, self.served)
-        reader = AnswerReader(
-            AnswerFilter(phase.marks), ToolCallReader() if self.request.callable_tools else None
-        )
+        phase = SecondPhase(self.request, self.served, thought)
+        tools = ToolCallReader() if self.request.callable_tools else None
+        reader = AnswerReader(phase.filter(), tools)
         try:
             drawn = phase.draw([*self.prompt_ids, *thought.ids], budget, self.seed + choice)
             async with aclosing(drawn) as pieces:
                 async for piece in pieces:
-                    if not is_sure:
-                        await self.served.confirm()
-                        is_sure = True
                     self.usage.answer_tokens += len(piece.token_ids)
                     metrics.ANSWER_TOKENS.inc(len(piece.token_ids))
                     yield reader.read(piece)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from services.coordinator.chat.answer import AnswerReader, Piece
 from services.coordinator.chat.schema import Tool
-from services.coordinator.chat.tool_calls import ToolCallReader, grammar
-from shared.answer_filter import AnswerFilter
+from services.coordinator.chat.tool_calls import BEGIN, END, ToolCallReader, grammar
+from shared.answer_filter import AnswerFilter, fold, partition
 from shared.engine_answers import Choice, TokenLogprob
 from shared.errors import PlatformError, Unavailable
 from shared.formats import NATIVE, Marks
@@ -26,10 +26,18 @@ TEXTS = st.lists(PARTS, max_size=12).map("".join)
 
 
 def read(
-    text: str, cuts: list[int], *, tools: bool = False, finish: str = "stop", stop: str | None = "x"
+    text: str,
+    cuts: list[int],
+    *,
+    tools: bool = False,
+    finish: str = "stop",
+    stop: str | None = "x",
+    cut_before: str = "",
 ) -> list[Piece]:
     """What a reader makes of `text`, cut at these offsets, one token a character."""
-    reader = AnswerReader(AnswerFilter(MARKS), ToolCallReader() if tools else None)
+    calls = Marks(BEGIN, END) if tools else None
+    thoughts = AnswerFilter(MARKS, cut_before=cut_before, calls=calls)
+    reader = AnswerReader(thoughts, ToolCallReader() if tools else None)
     at = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[a:b] for a, b in pairwise(at)]
     last = len(pieces) - 1
@@ -51,17 +59,16 @@ def shown(pieces: list[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-def without_thoughts(text: str) -> str:
-    """The specification, for a whole text."""
-    hidden = re.compile(
-        "|".join(f"{re.escape(begin)}.*?(?:{re.escape(end)}|\\Z)" for begin, end in MARKS),
-        re.DOTALL | re.IGNORECASE | re.ASCII,
-    )
-    return hidden.sub("", text).lstrip()
+def without_thoughts(text: str, *, tools: bool = False) -> str:
+    """The specification, for a whole text. What stands in a call is no thought."""
+    hidden = "|".join(f"{re.escape(begin)}.*?(?:{re.escape(end)}|\\Z)" for begin, end in MARKS)
+    call = r"(<tool_call>.*?(?:\n</tool_call>|\Z))" if tools else r"((?!))"
+    either = re.compile(f"{call}|(?i:{hidden})", re.DOTALL | re.ASCII)
+    return either.sub(lambda found: found[1] or "", text).lstrip()
 
 
 def without_calls(text: str) -> str:
-    return re.sub(r"<tool_call>.*?(?:</tool_call>\s*|\Z)", "", text, flags=re.DOTALL)
+    return re.sub(r"<tool_call>.*?(?:\n</tool_call>\s*|\Z)", "", text, flags=re.DOTALL)
 
 
 @given(TEXTS, st.lists(st.integers(0, 80)))
@@ -101,7 +108,26 @@ def test_cuts_change_no_call(text: str, cuts: list[int]) -> None:
     whole, cut = read(text, [], tools=True), read(text, cuts, tools=True)
     assert shown(whole) == shown(cut)
     assert calls(whole) == calls(cut)
-    assert shown(whole) == without_calls(without_thoughts(text))
+    assert shown(whole) == without_calls(without_thoughts(text, tools=True))
+
+
+@given(TEXTS, st.lists(st.integers(0, 80)))
+def test_a_thought_cut_short_is_hidden_to_its_own_end(text: str, cuts: list[int]) -> None:
+    thought, end, answer = partition(text, fold(RESPONSE))
+    expected = without_thoughts(answer if end else thought)
+    assert shown(read(text, cuts, cut_before=RESPONSE)) == expected
+
+
+@pytest.mark.parametrize("words", ["<think>x</think>y", "<think>", THOUGHT, "</tool_call>"])
+def test_an_argument_may_hold_any_text(words: str) -> None:
+    call = CALL.replace('"a": 1', f'"a": "{words}"')
+    [piece] = read(f"So. {call}", [], tools=True)
+    assert (piece.text, piece.calls[0].arguments) == ("So. ", f'{{"a":"{words}"}}')
+
+
+def test_a_call_inside_of_a_thought_is_none() -> None:
+    [piece] = read(f"<think>{CALL}</think>So.", [], tools=True)
+    assert (piece.text, piece.calls) == ("So.", [])
 
 
 def test_a_call_is_taken_out_of_the_text() -> None:

@@ -72,7 +72,7 @@ def test_an_answer_costs_two(warm: str, scripted: ScriptedEngine, stream: bool) 
 @pytest.mark.parametrize(
     ("fields", "paths"),
     [
-        ({"tools": TOOLS, "tool_choice": "none"}, [RENDER, COMPLETE, COMPLETE]),
+        ({"tools": TOOLS}, [RENDER, COMPLETE, COMPLETE]),
         ({"reasoning_effort": "none"}, [RENDER, COMPLETE]),
         ({"max_thought_tokens": 0}, [RENDER, COMPLETE]),
         # The room might be less than the budget.

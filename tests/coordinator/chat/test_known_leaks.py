@@ -112,6 +112,14 @@ def test_a_budgets_end_string_is_not_shown(client: openai.OpenAI, scripted: Scri
     assert text(client, extra_body={"max_thought_tokens": 20}) == "42"
 
 
+def test_a_thought_that_goes_on_behind_its_budget_is_not_shown(
+    served: str, client: openai.OpenAI, scripted: ScriptedEngine
+) -> None:
+    scripted.script = script(f"and {SECRET} again {MARK} 42", f"{SECRET} " * 100)
+    both(served, max_thought_tokens=20)
+    assert text(client, extra_body={"max_thought_tokens": 20}) == "42"
+
+
 @pytest.mark.parametrize("thought", [f"{SECRET}", f"{MARK}", "", f"{MARK} {SECRET}"])
 def test_an_end_without_a_marker_or_a_marker_alone(
     client: openai.OpenAI, scripted: ScriptedEngine, thought: str

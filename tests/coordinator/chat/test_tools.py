@@ -69,7 +69,7 @@ def test_tools_that_may_not_be_called_bind_nothing(
     )
     assert "response_format" not in scripted.requests[-1]
     assert answer.choices[0].message.tool_calls is None
-    assert "add" in scripted.tokenizer.decode(scripted.requests[-1]["prompt"])
+    assert "add" not in scripted.tokenizer.decode(scripted.requests[-1]["prompt"])
 
 
 def test_a_template_without_tools_is_said_so(
@@ -81,6 +81,7 @@ def test_a_template_without_tools_is_said_so(
     with pytest.raises(openai.BadRequestError, match="has no tools") as error:
         client.chat.completions.create(model="demo", messages=QUESTION, tools=TOOLS)
     assert error.value.param == "tools"
+    client.chat.completions.create(model="demo", messages=QUESTION, tools=TOOLS, tool_choice="none")
     scripted.render.cache_clear()
 
 
