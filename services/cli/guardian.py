@@ -11,6 +11,7 @@ import select
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -61,8 +62,19 @@ def end(below: set[psutil.Process]) -> None:
             process.terminate()
         except psutil.NoSuchProcess:
             continue
-    _, alive = psutil.wait_procs(doomed, timeout=GRACE_SECONDS)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(map(_lives, doomed)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    alive = filter(_lives, doomed)
     kill_all({p for top in alive for p in (top, *descendants(top))})
+
+
+def _lives(process: psutil.Process) -> bool:
+    """A zombie does not: where nobody reaps orphans, as in some containers, it stays for ever."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def main(pid: int, run_dir: Path) -> None:

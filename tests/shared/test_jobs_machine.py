@@ -271,5 +271,5 @@ def completion(claim: Claim) -> dict[str, Any]:
 
 def test_any_interleaving_keeps_the_promises(clean_database: Engine) -> None:
     run_state_machine_as_test(
-        JobLife, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
+        JobLife, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
     )
