@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
@@ -13,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from services.cli.ports import port_of, reserve
 from shared.settings import get_settings
 from tests.scripted_engine import ScriptedEngine, running
+from tests.waiting import until
 from tests.workers import tiny_model
 from workers.engine import Engine, EngineStartError, ModelWeights, SwapError
+from workers.engine_admin import EngineAdmin
 from workers.model_folder import write_probe
 from workers.weights import weights_sha256
 
@@ -151,3 +156,27 @@ class TestRealServer:
             assert label == weights(folder).sha256
         assert engine.starts == 1
         engine.check(20)
+
+    @pytest.mark.timeout(400)
+    def test_what_waits_behind_a_swap_does_not_go_on_with_other_weights(
+        self, engine: Engine, bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FORETHOUGHT_ENGINE_ARGS", "--max-num-seqs 1")
+        get_settings.cache_clear()
+        engine.ensure(weights(bundled))
+        other = changed(bundled, tmp_path / "other")
+        body = {"prompt": "Once", "max_tokens": 60, "ignore_eos": True, "temperature": 0}
+
+        def ask() -> str:
+            answer = httpx2.post(f"{engine.url}/v1/completions", json=body, timeout=120)
+            return str(answer.json()["choices"][0]["finish_reason"])
+
+        with ThreadPoolExecutor() as pool:
+            under_way = pool.submit(ask)
+            until(lambda: not engine.idle(), "it runs")
+            waiting = pool.submit(ask)
+            time.sleep(1)
+            with closing(EngineAdmin(engine.url)) as admin:
+                admin.swap(str(other), "other")
+        assert under_way.result() == "length"
+        assert waiting.result() == "abort"
