@@ -34,6 +34,9 @@ THOUGHT_TOKENS = Histogram(
     "Tokens of a thought",
     buckets=(0, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
 )
+THOUGHTS_CUT = Counter(
+    "forethought_chat_thoughts_cut_total", "Thoughts that had no end of their own: one was put in"
+)
 ANSWER_TOKENS = Counter("forethought_chat_answer_tokens_total", "Tokens of answers")
 LEAKS_BLOCKED = Counter(
     "forethought_chat_leaks_blocked_total", "Thoughts begun inside an answer, and kept out of it"

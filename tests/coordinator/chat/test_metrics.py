@@ -87,6 +87,16 @@ def test_a_thought_begun_in_an_answer_is_counted_and_not_shown(
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_thought_cut_short_is_counted(
+    served: str, scripted: ScriptedEngine, stream: bool
+) -> None:
+    scripted.script = script("42", f"{SECRET} " * 100)
+    with counted() as added:
+        post(served, stream=stream, max_thought_tokens=9)
+    assert added[("thoughts_cut_total",)] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_refused_and_failed_are_told_apart(
     served: str, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
