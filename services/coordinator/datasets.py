@@ -73,7 +73,7 @@ def upload(
     file.file.seek(0)
 
     def take() -> DatasetRead:
-        return read(session, create(session, name, "upload", parse_lines(file.file)))
+        return read(session, create(session, name, "upload", parse_lines(file.file), "file"))
 
     return once(body, take, DatasetRead)
 
@@ -91,7 +91,8 @@ def from_source(request: DatasetSource, session: SessionDep, once: OnceDep) -> D
 def _from_file(session: Session, request: DatasetSource) -> DatasetRead:
     assert request.path is not None
     with _open_under_root(request.path) as file:
-        return read(session, create(session, request.name, request.path, parse_lines(file)))
+        lines = parse_lines(file)
+        return read(session, create(session, request.name, request.path, lines, "path"))
 
 
 def _from_hub(session: Session, once: Once, request: DatasetSource, hub: HubDataset) -> DatasetRead:
@@ -105,7 +106,7 @@ def _from_hub(session: Session, once: Once, request: DatasetSource, hub: HubData
     with _kept(validated(enumerate(read_hub(hub, commit), 1))) as lines:
 
         def take() -> DatasetRead:
-            return read(session, create(session, request.name, hub.source(commit), lines))
+            return read(session, create(session, request.name, hub.source(commit), lines, "hf"))
 
         return once(request, take, DatasetRead)
 
@@ -139,8 +140,10 @@ def _taken(name: str) -> Conflict:
     return Conflict(f"name: dataset {name!r} exists", param="name", code="dataset_exists")
 
 
-def create(session: Session, name: str, source: str, lines: Iterable[PromptLine]) -> Dataset:
-    """Insert a dataset; all of it or nothing."""
+def create(
+    session: Session, name: str, source: str, lines: Iterable[PromptLine], param: str
+) -> Dataset:
+    """Insert a dataset; all of it or nothing. `param` is the field that gave the lines."""
     values = {"id": uuid.uuid4(), "name": name, "source": source, "sha256": ""}
     new = pg_insert(Dataset).values(values).on_conflict_do_nothing()
     # Another that takes the name at the same moment is waited for.
@@ -159,7 +162,8 @@ def create(session: Session, name: str, source: str, lines: Iterable[PromptLine]
     if rows:
         session.execute(insert(Prompt), rows)
     if position == 0:
-        raise InvalidRequest("file: the dataset has no prompts", param="file", code="empty_dataset")
+        message = f"{param}: the dataset has no prompts"
+        raise InvalidRequest(message, param=param, code="empty_dataset")
     dataset.sha256 = digest.hexdigest()
     audit.record(session, "dataset.create", name, prompts=position)
     session.flush()
@@ -175,7 +179,7 @@ def insert_inline(
         for split, prompts in ((Split.train, train), (Split.validation, validation))
         for p in prompts
     ]
-    return create(session, name, "inline", lines)
+    return create(session, name, "inline", lines, "prompts")
 
 
 def read(session: Session, dataset: Dataset) -> DatasetRead:

@@ -246,6 +246,7 @@ def test_a_file_is_read_only_below_the_data_root(
     root = tmp_path / "data"
     root.mkdir()
     (root / "good.jsonl").write_text(json.dumps(LINE))
+    (root / "empty.jsonl").write_text("\n")
     (tmp_path / "secret.jsonl").write_text(json.dumps(LINE))
     (root / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
 
@@ -257,7 +258,7 @@ def test_a_file_is_read_only_below_the_data_root(
     monkeypatch.setattr("services.coordinator.datasets.get_settings", lambda: settings)
     (root / "loop.jsonl").symlink_to(root / "loop.jsonl")
     outside = ("../secret.jsonl", str(tmp_path / "secret.jsonl"), "link.jsonl")
-    for path in (*outside, "none.jsonl", "loop.jsonl", "x" * 300):
+    for path in (*outside, "empty.jsonl", "none.jsonl", "loop.jsonl", "x" * 300):
         assert post(path).json()["error"]["param"] == "path", path
     assert post("good.jsonl").status_code == 201
     assert get_settings().data_root is None
