@@ -71,9 +71,8 @@ def progress(session: Session, job_id: uuid.UUID) -> Progress:
 def params_of(request: BaseModel, inline: str, **resolved: Any) -> dict[str, Any]:
     """A request as its job keeps it: of the rows in the field `inline`, which the shards carry,
     their hash alone, so that other ones under the same id are refused."""
-    params = request.model_dump(mode="json", exclude={inline}) | resolved
-    rows = request.model_dump(mode="json", include={inline})[inline]
-    if rows:
+    params = request.model_dump(mode="json") | resolved
+    if rows := params.pop(inline):
         text = json.dumps(rows, sort_keys=True)
         params[f"{inline}_sha256"] = hashlib.sha256(text.encode()).hexdigest()
     return params
