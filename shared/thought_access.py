@@ -4,8 +4,10 @@ from typing import Annotated
 
 from fastapi import Depends
 
+from shared.answer_filter import visible
+from shared.formats import ThoughtFormat
 from shared.keys import CALLER
-from shared.models import Scope
+from shared.models import Completion, Scope
 
 
 async def _may_read() -> bool:
@@ -15,3 +17,8 @@ async def _may_read() -> bool:
 
 MayReadThoughts = Annotated[bool, Depends(_may_read)]
 """Without it a route shows responses only."""
+
+
+def shown(row: Completion, fmt: ThoughtFormat, thoughts: bool) -> str | None:
+    """A completion's response; without `thoughts`, less those that the model wrote in it."""
+    return row.response if thoughts else visible(row.response, fmt, forced=row.forced)

@@ -9,13 +9,11 @@ from sqlalchemy.orm import aliased
 
 from services.coordinator.iterations import find
 from services.coordinator.state import format_of, job_id
-from shared.answer_filter import visible
 from shared.db import SessionDep
-from shared.formats import ThoughtFormat
 from shared.job_routes import Limit
 from shared.models import Completion, Judgment, Pair, Prompt
 from shared.paging import Page, page_by_number
-from shared.thought_access import MayReadThoughts
+from shared.thought_access import MayReadThoughts, shown
 
 router = APIRouter(tags=["iterations"])
 
@@ -58,12 +56,8 @@ def list_pairs(
         return PairRead(
             id=row.id,
             prompt=prompt,
-            chosen=chosen.response
-            if thoughts
-            else visible(chosen.response, fmt, forced=chosen.forced),
-            rejected=rejected.response
-            if thoughts
-            else visible(rejected.response, fmt, forced=rejected.forced),
+            chosen=shown(chosen, fmt, thoughts),
+            rejected=shown(rejected, fmt, thoughts),
             chosen_output=chosen.output if thoughts else None,
             rejected_output=rejected.output if thoughts else None,
             chosen_score=row.chosen_score,
@@ -113,7 +107,7 @@ def list_completions(
             id=row.id,
             prompt=prompt,
             sample_index=row.sample_index,
-            response=_shown(row, fmt, thoughts),
+            response=shown(row, fmt, thoughts),
             output=row.output if thoughts else None,
             score=score,
             thought_tokens=row.thought_tokens,
@@ -121,7 +115,3 @@ def list_completions(
         )
 
     return page_by_number(session, query, Completion, after, limit, read_candidate)
-
-
-def _shown(row: Completion, fmt: ThoughtFormat, thoughts: bool) -> str | None:
-    return row.response if thoughts else visible(row.response, fmt, forced=row.forced)

@@ -9,7 +9,6 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared import jobs
-from shared.answer_filter import visible
 from shared.app import create_app
 from shared.broker import send_after_commit
 from shared.db import SessionDep
@@ -31,7 +30,7 @@ from shared.models import Completion, IterationPrompt, JobKind
 from shared.paging import Page, page_by_number
 from shared.schemas import GenerateRequest
 from shared.sharding import slices
-from shared.thought_access import MayReadThoughts
+from shared.thought_access import MayReadThoughts, shown
 
 router = APIRouter(tags=["generate"])
 
@@ -123,7 +122,7 @@ def list_completions(
             id=row.id,
             prompt_index=row.prompt_index,
             sample_index=row.sample_index,
-            response=row.response if thoughts else visible(row.response, fmt, forced=row.forced),
+            response=shown(row, fmt, thoughts),
             output=row.output if thoughts else None,
             thought_tokens=row.thought_tokens,
             response_tokens=row.response_tokens,
