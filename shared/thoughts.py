@@ -30,6 +30,11 @@ class Thought:
     tokens: int
     forced: bool
 
+    @property
+    def was_cut(self) -> bool:
+        """Whether the model may have had more to think. One of no tokens was not begun."""
+        return self.forced and self.tokens > 0
+
 
 async def close(vocabulary: Vocabulary, choice: Choice, marker: str) -> Thought:
     """The thought of a finished phase 1, ending in the marker, with the tokens to go on from.

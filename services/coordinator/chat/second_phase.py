@@ -44,8 +44,8 @@ class SecondPhase:
 
     @property
     def _cut_before(self) -> str:
-        """The marker that a thought which was cut short may yet write. One of no tokens was not."""
-        was_cut = self._is_free and self.thought.forced and self.thought.tokens > 0
+        """The marker that a thought which was cut short may yet write."""
+        was_cut = self._is_free and self.thought.was_cut
         return self.served.model.format.response_marker if was_cut else ""
 
     async def draw(self, prompt: list[int], budget: int, seed: int) -> AsyncGenerator[Choice]:

@@ -83,7 +83,7 @@ class Turn:
                 await self._first_phase(self._think)
             for thought in self.thoughts:
                 metrics.THOUGHT_TOKENS.observe(thought.tokens)
-                metrics.THOUGHTS_CUT.inc(thought.forced and thought.tokens > 0)
+                metrics.THOUGHTS_CUT.inc(thought.was_cut)
         else:
             self.thoughts = [Thought([], "", 0, forced=False)] * self.request.n
         self.usage.prompt_tokens = len(self.prompt_ids)
