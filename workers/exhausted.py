@@ -8,6 +8,8 @@ from pathlib import Path
 OUT_OF_MEMORY = 72
 DISK_FULL = 73
 """Exit statuses of a process that ended so: a full disk takes no error file."""
+RANK_STATUS = "exit-status"
+"""In a training's folder: with what its first rank that failed has ended."""
 TORCHS = "OutOfMemoryError"
 WORDS = ("can't allocate memory", "not enough memory")
 """How torch says on a CPU that there is no memory left."""

@@ -1,6 +1,6 @@
 """Start a training on all GPUs that are visible: `python -m workers.launch --config FILE`.
 
-On one GPU, or none, this becomes `workers.train`. On several it starts one for each by `accelerate
+On one GPU, or none, it trains itself. On several it starts `workers.train` for each by `accelerate
 launch`, with a configuration of `configs/accelerate/`. Over several machines the configuration is
 the operator's (FORETHOUGHT_ACCELERATE_CONFIG; `docs/operate.md`), and the others wait with one for
 the same. Exit statuses are those of `workers.train`.
@@ -8,7 +8,6 @@ the same. Exit statuses are those of `workers.train`.
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,24 +16,24 @@ from pathlib import Path
 import torch
 
 from shared.settings import get_settings
-from workers.exhausted import OUT_OF_MEMORY, oom_kills
+from workers.exhausted import OUT_OF_MEMORY, RANK_STATUS, oom_kills
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
-STATUS = "exit-status"
-"""In a training's folder: with what its first rank that failed has ended."""
 ON_MACHINES = "training.json"
 """In the model store: what is trained on several machines, one training at a time."""
 
 
 def main(config: Path, processes: int) -> int:
-    train = ["-m", "workers.train", "--config", str(config)]
     launch = _launch(config, processes)
     if launch is None:
-        os.execv(sys.executable, [sys.executable, *train])
-    status = config.parent / STATUS
+        from workers import train  # noqa: PLC0415 (TRL takes seconds, which a launcher does without)
+
+        return train.run(config)
+    status = config.parent / RANK_STATUS
     status.unlink(missing_ok=True)
     kills = oom_kills()
-    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", *launch, *train])
+    ranks = ["-m", "workers.train", "--config", str(config)]
+    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", *launch, *ranks])
     # The launcher says of its ranks only that one has failed.
     if done.returncode != 0 and status.exists():
         return int(status.read_text())

@@ -36,8 +36,7 @@ from workers import ranks
 from workers.checkpoints import Recorder, changed_fraction, read_metrics
 from workers.die_with_parent import die_with_parent
 from workers.dpo import PairTrainer, computes_in_bfloat16, dpo_config, micro_batch_size
-from workers.exhausted import exit_status
-from workers.launch import STATUS
+from workers.exhausted import RANK_STATUS, exit_status
 from workers.model_files import ModelFolderError
 from workers.model_folder import check_folder
 from workers.preference_data import ChatTokens, TrainError, counts_of, tokenize_pairs
@@ -245,7 +244,12 @@ def command() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, required=True)
-    config = TrainConfig.model_validate_json(parser.parse_args().config.read_text())
+    return run(parser.parse_args().config)
+
+
+def run(config_file: Path) -> int:
+    """Train as the file says; the status to exit with."""
+    config = TrainConfig.model_validate_json(config_file.read_text())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     signal.signal(signal.SIGTERM, _stop)
     if ranks.world_size() > 1:
@@ -254,7 +258,7 @@ def command() -> int:
         die_with_parent(signal.SIGKILL)
     status = _status(config)
     if status != 0:
-        with suppress(OSError), (config.out_dir / STATUS).open("x") as file:
+        with suppress(OSError), (config.out_dir / RANK_STATUS).open("x") as file:
             file.write(str(status))
     ranks.end(status)
     return status

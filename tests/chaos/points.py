@@ -62,7 +62,7 @@ def role(command: list[str]) -> str:
         return "other"
     service, loop, module = found.groups()
     name = f"{service}-service" if service else loop or module
-    return {"tasks": "worker"}.get(name, name)
+    return {"tasks": "worker", "launch": "train"}.get(name, name)
 
 
 ROLE = role(sys.orig_argv)
