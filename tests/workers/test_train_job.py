@@ -110,6 +110,7 @@ def test_torch_has_words_of_its_own_for_a_full_disk(weights: int) -> None:
     assert exit_status(raised.value) == DISK_FULL
 
 
+@pytest.mark.usefixtures("long_up")
 def test_a_training_that_is_woken_late_does_not_take_the_folder_back(
     clean_database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
