@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import psycopg
 import stamina
-from fastapi import Depends
 from psycopg.errors import DiskFull
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -86,11 +85,6 @@ def transaction() -> Iterator[Session]:
         yield session
 
 
-def _session() -> Iterator[Session]:
-    with transaction() as session:
-        yield session
-
-
 def is_away(error: Exception) -> bool:
     """Whether Postgres could not be reached, or let go of the connection: try again."""
     return isinstance(error, AWAY) and not is_full(error)
@@ -113,9 +107,6 @@ def patiently_if(may_wait: Callable[[], bool]) -> Callable[[Callable[P, T]], Cal
 
 
 patiently = patiently_if(lambda: True)
-
-SessionDep = Annotated[Session, Depends(_session, scope="function")]
-"""Committed before the response is sent, so a client can read what it wrote."""
 
 
 def notify(session: Session, payload: str) -> None:

@@ -11,10 +11,11 @@ from sqlalchemy import ColumnElement, delete
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from shared.db import SessionDep, transaction
+from shared.db import transaction
 from shared.errors import InvalidRequest
 from shared.keys import CALLER
 from shared.models import IdempotencyKey
+from shared.session_dep import SessionDep
 
 KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
 Read = TypeVar("Read", bound=BaseModel)

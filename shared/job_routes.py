@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from shared import audit, jobs, log, recovery
 from shared.broker import send_after_commit
-from shared.db import SessionDep
 from shared.errors import NotFound
 from shared.models import Job, JobKind, Shard, Status
 from shared.paging import Page, page
+from shared.session_dep import SessionDep
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 

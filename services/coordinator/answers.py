@@ -10,11 +10,11 @@ from sqlalchemy import select
 from services.coordinator.iterations import find
 from services.coordinator.state import format_of
 from shared.answer_filter import visible
-from shared.db import SessionDep
 from shared.errors import Conflict, Gone
 from shared.job_routes import Limit
 from shared.models import Completion, Evaluation, Iteration, Prompt
 from shared.paging import Page, page_by_number
+from shared.session_dep import SessionDep
 
 router = APIRouter(tags=["iterations"])
 Whose = Literal["result", "parent", "seed"]

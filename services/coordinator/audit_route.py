@@ -7,10 +7,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from sqlalchemy import select
 
-from shared.db import SessionDep
 from shared.job_routes import Limit, unix
 from shared.models import ApiKey, AuditEvent
 from shared.paging import Page, page_by_number
+from shared.session_dep import SessionDep
 
 router = APIRouter(tags=["keys"])
 

@@ -17,13 +17,14 @@ from sqlalchemy.orm import Session
 from services.coordinator.hub import HubDataset, commit_of, read_hub
 from services.coordinator.prompt_lines import PromptLine, parse_lines, validated
 from shared import audit
-from shared.db import SessionDep, transaction
+from shared.db import transaction
 from shared.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from shared.idempotency import Once, OnceDep
 from shared.job_routes import Limit, unix
 from shared.models import Dataset, Prompt, Split
 from shared.paging import Page, page
 from shared.schemas import InlinePrompt, Name
+from shared.session_dep import SessionDep
 from shared.settings import get_settings
 from shared.strict import Strict
 

@@ -13,11 +13,12 @@ from sqlalchemy import select
 
 from services.coordinator.iterations import find
 from services.coordinator.progress import progress_of
-from shared.db import SessionDep, transaction
+from shared.db import transaction
 from shared.errors import InvalidRequest
 from shared.job_routes import Limit, unix
 from shared.models import Event
 from shared.paging import Page, page_by_number
+from shared.session_dep import SessionDep
 
 router = APIRouter(tags=["iterations"])
 POLL_SECONDS = 0.5

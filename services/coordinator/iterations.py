@@ -17,13 +17,13 @@ from services.coordinator.progress import IterationProgress, progress_of
 from services.coordinator.start import start_run
 from services.coordinator.state import job_id
 from shared import audit, log
-from shared.db import SessionDep
 from shared.errors import Conflict, NotFound
 from shared.idempotency import OnceDep
 from shared.job_routes import Limit, unix
 from shared.models import Iteration, Job, Status
 from shared.paging import Page, page
 from shared.schemas import IterationRequest, Resume
+from shared.session_dep import SessionDep
 
 router = APIRouter(tags=["iterations"])
 

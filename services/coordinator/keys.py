@@ -9,13 +9,13 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 
 from shared import audit
-from shared.db import SessionDep
 from shared.errors import NotFound
 from shared.job_routes import Limit, unix
 from shared.keys import SHOWN, digest, new_key
 from shared.models import ApiKey, Scope
 from shared.paging import Page, page
 from shared.schemas import Name
+from shared.session_dep import SessionDep
 from shared.strict import Strict
 
 router = APIRouter(tags=["keys"])

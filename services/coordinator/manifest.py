@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session, aliased
 
 from services.coordinator.iterations import find
 from services.coordinator.state import checkpoints, job_id
-from shared.db import SessionDep
 from shared.errors import Conflict, Gone
 from shared.models import (
     Completion,
@@ -30,6 +29,7 @@ from shared.models import (
     Prompt,
     Status,
 )
+from shared.session_dep import SessionDep
 
 router = APIRouter(tags=["iterations"])
 CHUNK = 1000

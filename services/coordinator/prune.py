@@ -20,11 +20,12 @@ from services.coordinator import events
 from services.coordinator.advance import Services
 from services.coordinator.state import job_id
 from shared import audit, idempotency
-from shared.db import SessionDep, transaction
+from shared.db import transaction
 from shared.errors import PlatformError
 from shared.jobs import UNFINISHED
 from shared.models import Completion, Iteration, Job, JobKind, Model
 from shared.retention import in_use, of_lineage, unneeded, unpaired
+from shared.session_dep import SessionDep
 from shared.settings import get_settings
 from shared.strict import Strict
 

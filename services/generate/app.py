@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 from shared import jobs
 from shared.app import create_app
 from shared.broker import send_after_commit
-from shared.db import SessionDep
 from shared.errors import InvalidRequest
 from shared.formats import ThoughtFormat
 from shared.idempotency import OnceDep
@@ -29,6 +28,7 @@ from shared.model_store import resolve
 from shared.models import Completion, IterationPrompt, JobKind
 from shared.paging import Page, page_by_number
 from shared.schemas import GenerateRequest
+from shared.session_dep import SessionDep
 from shared.sharding import slices
 from shared.thought_access import MayReadThoughts, shown
 

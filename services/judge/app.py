@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 from shared import jobs, judge_permissions
 from shared.app import create_app
 from shared.broker import send_after_commit
-from shared.db import SessionDep
 from shared.errors import Conflict, InvalidRequest, NotFound
 from shared.idempotency import OnceDep
 from shared.job_routes import (
@@ -30,6 +29,7 @@ from shared.model_store import resolve
 from shared.models import JobKind, Judgment, Shard, Status
 from shared.paging import Page, page_by_number
 from shared.schemas import JudgeItem, JudgeRequest
+from shared.session_dep import SessionDep
 from shared.sharding import slices
 
 router = APIRouter(tags=["judge"])

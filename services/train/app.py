@@ -10,7 +10,6 @@ from services.train import prune, registry
 from shared import jobs
 from shared.app import create_app
 from shared.broker import send_after_commit
-from shared.db import SessionDep
 from shared.errors import Conflict, NotFound
 from shared.idempotency import OnceDep
 from shared.job_routes import JobRead, find_job, jobs_router, params_of, read_job, resume
@@ -18,6 +17,7 @@ from shared.jobs import NewShard
 from shared.model_store import resolve
 from shared.models import Iteration, Job, JobKind, Pair, Shard, Status
 from shared.schemas import Resume, Training, TrainRequest
+from shared.session_dep import SessionDep
 
 router = APIRouter(tags=["train"])
 KINDS = (JobKind.train, JobKind.register, JobKind.prune)

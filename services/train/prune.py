@@ -7,11 +7,11 @@ from fastapi import APIRouter
 
 from shared import jobs
 from shared.broker import send_after_commit
-from shared.db import SessionDep
 from shared.errors import Conflict, NotFound
 from shared.job_routes import JobRead, read_job
 from shared.jobs import NewShard
 from shared.models import Iteration, JobKind
+from shared.session_dep import SessionDep
 from shared.strict import Strict
 
 router = APIRouter(tags=["prune"])

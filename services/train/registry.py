@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from shared import audit, jobs
 from shared.broker import send_after_commit
-from shared.db import SessionDep, notify
+from shared.db import notify
 from shared.errors import Conflict, NotFound
 from shared.formats import ThoughtFormat
 from shared.idempotency import OnceDep
@@ -22,6 +22,7 @@ from shared.model_store import find, pruned, ref, resolve
 from shared.models import Iteration, Job, JobKind, Model, Status
 from shared.paging import Page, page
 from shared.schemas import Effort, ModelRegistration, Name, Promotion
+from shared.session_dep import SessionDep
 from shared.strict import Strict
 
 router = APIRouter(tags=["models"])
