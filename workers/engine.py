@@ -14,6 +14,7 @@ from shared.settings import get_settings
 from workers import engine_metrics, engine_process
 from workers.architecture import architecture
 from workers.engine_admin import (
+    CALL_SECONDS,
     MODEL_NAME,
     EngineAdmin,
     EngineError,
@@ -91,7 +92,7 @@ class Engine:
         process = self._process
         return process is not None and process.exit_code is None
 
-    def check(self, seconds: float) -> None:
+    def check(self, seconds: float = CALL_SECONDS) -> None:
         """Raises `EngineError` unless the engine generates a token in `seconds`, or others' tokens
         meanwhile: one with a full queue is slow, and not hung."""
         before = self._admin.tokens_done()
@@ -176,7 +177,7 @@ class Engine:
         if not self.alive():
             return False
         try:
-            self._admin.canary()
+            self.check()
         except EngineError as error:
             log.warning("the engine does not answer its canary: %s", error)
             return False

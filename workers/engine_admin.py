@@ -58,7 +58,9 @@ class EngineAdmin:
     def probe(self, token_ids: list[int]) -> list[float]:
         """Log-probability of each id given those before it; one fewer than there are ids."""
         body = {"prompt": token_ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-        positions = self._post("/v1/completions", body)["choices"][0]["prompt_logprobs"]
+        # Behind all that waits in the engine, as a swap's pause.
+        answer = self._post("/v1/completions", body, timeout=PAUSE_SECONDS)
+        positions = answer["choices"][0]["prompt_logprobs"]
         return [
             float(position[str(token)]["logprob"])
             for token, position in zip(token_ids[1:], positions[1:], strict=True)

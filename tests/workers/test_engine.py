@@ -5,13 +5,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
 from prometheus_client import REGISTRY
-from safetensors.torch import load_file, save_file
 
 from services.cli.ports import port_of, reserve
 from shared.settings import get_settings
@@ -26,16 +25,6 @@ from workers.weights import weights_sha256
 
 def weights(folder: Path) -> ModelWeights:
     return ModelWeights(folder.name, folder, weights_sha256(folder))
-
-
-def changed(folder: Path, to: Path) -> Path:
-    """The same architecture with other weights, and the trainer's probe of these."""
-    shutil.copytree(folder, to)
-    tensors = load_file(to / "model.safetensors")
-    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.5
-    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
-    write_probe(to)
-    return to
 
 
 def figures() -> list[float]:
@@ -58,7 +47,7 @@ class TestSwap:
 
     @pytest.fixture
     def other(self, one: Path, tmp_path: Path) -> Path:
-        return changed(one, tmp_path / "other")
+        return tiny_model.changed(one, tmp_path / "other")
 
     @pytest.fixture
     def server(self, one: Path) -> ScriptedEngine:
@@ -117,39 +106,51 @@ class TestSwap:
             engine.ensure(weights(other))
 
 
+@contextmanager
+def real_engine(folder: Path, engine_args: str, **env: str) -> Iterator[Engine]:
+    with pytest.MonkeyPatch.context() as patch, reserve() as port:
+        patch.setenv("FORETHOUGHT_LOG_DIR", str(folder))
+        patch.setenv("FORETHOUGHT_MAX_MODEL_LEN", "512")
+        patch.setenv("FORETHOUGHT_ENGINE_ARGS", engine_args)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        get_settings.cache_clear()
+        engine = Engine(port_of(port), "engine")
+        yield engine
+        engine.close()
+    get_settings.cache_clear()
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 class TestRealServer:
-    @pytest.fixture
-    def engine(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Engine]:
-        monkeypatch.setenv("FORETHOUGHT_LOG_DIR", str(tmp_path))
-        monkeypatch.setenv("FORETHOUGHT_MAX_MODEL_LEN", "512")
-        get_settings.cache_clear()
-        with reserve() as port:
-            engine = Engine(port_of(port), "engine")
-            yield engine
-            engine.close()
-        get_settings.cache_clear()
-
-    def test_an_engine_that_does_not_start_shows_its_last_lines(
-        self, engine: Engine, bundled: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("FORETHOUGHT_ENGINE_ARGS", "--no-such-flag")
-        get_settings.cache_clear()
-        with pytest.raises(EngineStartError, match=r"(?s)exited with 2.*--no-such-flag"):
-            engine.ensure(weights(bundled))
-
-    @pytest.mark.timeout(400)
-    def test_weights_are_swapped_in_place(
-        self, engine: Engine, bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.fixture(scope="class")
+    def engine(self, bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+        """Serves the bundled model to one request at a time."""
+        folder = tmp_path_factory.mktemp("engine")
         # A machine need not have a compiler, nor any other tool but what vLLM asks for its cores.
         lscpu = shutil.which("lscpu")
         assert lscpu is not None
-        (tmp_path / "bin").mkdir()
-        (tmp_path / "bin" / "lscpu").symlink_to(lscpu)
-        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-        other = changed(bundled, tmp_path / "other")
+        (folder / "bin").mkdir()
+        (folder / "bin" / "lscpu").symlink_to(lscpu)
+        with real_engine(folder, "--max-num-seqs 1", PATH=str(folder / "bin")) as engine:
+            engine.ensure(weights(bundled))
+            yield engine
+
+    def test_an_engine_that_does_not_start_shows_its_last_lines(
+        self, bundled: Path, tmp_path: Path
+    ) -> None:
+        with (
+            real_engine(tmp_path, "--no-such-flag") as engine,
+            pytest.raises(EngineStartError, match=r"(?s)exited with 2.*--no-such-flag"),
+        ):
+            engine.ensure(weights(bundled))
+
+    def test_weights_are_swapped_in_place(
+        self, engine: Engine, bundled: Path, tmp_path: Path
+    ) -> None:
+        other = tiny_model.changed(bundled, tmp_path / "other")
         for folder in (bundled, other, bundled):
             engine.ensure(weights(folder))
             label = httpx2.get(f"{engine.url}/weight_info").json()["weight_version"]
@@ -157,26 +158,22 @@ class TestRealServer:
         assert engine.starts == 1
         engine.check(20)
 
-    @pytest.mark.timeout(400)
     def test_what_waits_behind_a_swap_does_not_go_on_with_other_weights(
-        self, engine: Engine, bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, engine: Engine, bundled: Path, tmp_path: Path
     ) -> None:
-        monkeypatch.setenv("FORETHOUGHT_ENGINE_ARGS", "--max-num-seqs 1")
-        get_settings.cache_clear()
-        engine.ensure(weights(bundled))
-        other = changed(bundled, tmp_path / "other")
+        other = tiny_model.changed(bundled, tmp_path / "other")
         body = {"prompt": "Once", "max_tokens": 60, "ignore_eos": True, "temperature": 0}
 
         def ask() -> str:
             answer = httpx2.post(f"{engine.url}/v1/completions", json=body, timeout=120)
             return str(answer.json()["choices"][0]["finish_reason"])
 
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor() as pool, closing(EngineAdmin(engine.url)) as admin:
             under_way = pool.submit(ask)
             until(lambda: not engine.idle(), "it runs")
             waiting = pool.submit(ask)
             time.sleep(1)
-            with closing(EngineAdmin(engine.url)) as admin:
-                admin.swap(str(other), "other")
-        assert under_way.result() == "length"
-        assert waiting.result() == "abort"
+            admin.swap(str(other), "other")
+            assert under_way.result() == "length"
+            assert waiting.result() == "abort"
+            admin.swap(str(bundled), weights(bundled).sha256)  # as it was

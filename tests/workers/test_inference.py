@@ -1,5 +1,6 @@
 """An engine that no longer works is found out and started anew; chat is told so meanwhile."""
 
+import itertools
 import sys
 import threading
 import time
@@ -12,13 +13,14 @@ import sqlalchemy
 
 from services.cli.ports import port_of, reserve
 from shared.db import transaction
-from shared.models import Model, Serving
+from shared.models import Serving
 from shared.settings import Settings, get_settings
 from tests import factories
 from tests.waiting import until
 from tests.workers import tiny_model
 from workers import engine_process, inference
 from workers.engine import Engine
+from workers.engine_admin import EngineTimeout
 from workers.inference import Inference
 from workers.weights import weights_sha256
 
@@ -39,14 +41,7 @@ def engine(
     monkeypatch.setattr(engine_process, "command", scripted)
     monkeypatch.setenv("FORETHOUGHT_LOG_DIR", str(tmp_path))
     get_settings.cache_clear()
-    folder = tiny_model.write(tmp_path / "tiny")
-    with transaction() as session:
-        factories.model(
-            session,
-            path=str(folder),
-            weights_sha256=weights_sha256(folder),
-            promoted_at=sqlalchemy.func.now(),
-        )
+    promote(tiny_model.write(tmp_path / "tiny"))
     stop = threading.Event()
     with reserve() as port:
         engine = Engine(port_of(port), "engine")
@@ -59,6 +54,17 @@ def engine(
         thread.join(20)
         engine.close()
     get_settings.cache_clear()
+
+
+def promote(folder: Path, version: int = 1) -> None:
+    with transaction() as session:
+        factories.model(
+            session,
+            version=version,
+            path=str(folder),
+            weights_sha256=weights_sha256(folder),
+            promoted_at=sqlalchemy.func.now(),
+        )
 
 
 def state() -> str | None:
@@ -99,8 +105,28 @@ def test_a_busy_engine_is_left_alone(engine: Engine, monkeypatch: pytest.MonkeyP
     engine.check(0.2)
 
 
+def test_a_busy_engine_is_given_other_weights_without_a_restart(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long its queue is, what it computes there shows that it works."""
+
+    def waits(*_: object) -> None:
+        raise EngineTimeout("the queue is long")
+
+    monkeypatch.setattr(engine._admin, "canary", waits)
+    done = itertools.count()
+    monkeypatch.setattr(engine._admin, "tokens_done", lambda: next(done))
+    other = tiny_model.changed(tmp_path / "tiny", tmp_path / "other")
+    promote(other, version=2)
+    until(lambda: engine.serving is not None and engine.serving.path == other, "it is swapped", 30)
+    assert engine.starts == 1
+
+
 def test_an_engine_that_does_not_start_is_said_so_and_another_model_need_not_wait(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(inference, "RETRY_SECONDS", 100.0)
     command = [sys.executable, "-c", "import sys; sys.exit('no such device')"]
@@ -112,13 +138,5 @@ def test_an_engine_that_does_not_start_is_said_so_and_another_model_need_not_wai
     assert "no such device" in caplog.text
 
     monkeypatch.setattr(engine_process, "command", scripted)
-    with transaction() as session:
-        first = session.scalars(sqlalchemy.select(Model)).one()
-        factories.model(
-            session,
-            version=2,
-            path=first.path,
-            weights_sha256=first.weights_sha256,
-            promoted_at=sqlalchemy.func.now(),
-        )
+    promote(tmp_path / "tiny", version=2)
     until(lambda: state() == "ready", "the other is served", 60)

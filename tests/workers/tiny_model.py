@@ -1,10 +1,12 @@
 """A llama of 30,000 weights with a byte tokenizer and a ChatML template, as a model folder."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GenerationConfig,
@@ -12,6 +14,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+from workers.model_folder import write_probe
 
 END = "<|im_end|>"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", END]
@@ -76,6 +80,16 @@ def write(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def changed(folder: Path, to: Path) -> Path:
+    """The same architecture with other weights, and the trainer's probe of these."""
+    shutil.copytree(folder, to)
+    tensors = load_file(to / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.5
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    write_probe(to)
+    return to
 
 
 def write_pairs(path: Path, rows: list[dict[str, object]]) -> Path:
