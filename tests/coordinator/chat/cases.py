@@ -5,7 +5,7 @@ one of them in what a client sees is a leak.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shared.formats import GENERIC, SPECIFIC, THINK, ThoughtFormat
@@ -45,19 +45,30 @@ class Case:
 
     number: int
     body: dict[str, Any]
+    fmt: ThoughtFormat
     thoughts: list[Play]
     answers: list[Play]
+    tails: list[str]
+    """What the model goes on with, before its answer, where its thought was cut short."""
 
     def play(self, prompt: str, seed: int) -> Play:
+        # A response has one choice, with a seed of ours.
+        choices = range(len(self.thoughts) if len(self.thoughts) > 1 else 0)
         if thinks(prompt):
-            k = (seed - self.number) % SEEDS
-            # A response has one choice, with a seed of ours.
-            return self.thoughts[k if len(self.thoughts) > 1 else 0]
-        count = range(len(self.answers))
-        return next(
-            (self.answers[k] for k in count if respond_seed(self.number + k) == seed),
-            self.answers[0],
-        )
+            return self.thoughts[next((k for k in choices if (seed - self.number) % SEEDS == k), 0)]
+        k = next((k for k in choices if respond_seed(self.number + k) == seed), 0)
+        answer = self.answers[k]
+        if self._was_cut(prompt, self.thoughts[k].text):
+            return replace(answer, text=self.tails[k] + answer.text)
+        return answer
+
+    def _was_cut(self, prompt: str, thought: str) -> bool:
+        """Whether the prompt of an answer holds a beginning of the thought, and not all of it."""
+        marker = self.fmt.response_marker
+        turn = prompt.rpartition("assistant\n")[2].removeprefix(self.fmt.prefix)
+        begun = turn.removesuffix(marker).strip()
+        text, own_marker, _ = thought.partition(marker)
+        return bool(begun) and text + own_marker not in turn
 
     @property
     def as_response(self) -> dict[str, Any] | None:
@@ -99,7 +110,10 @@ def case(number: int, fmt: ThoughtFormat) -> Case:
     thoughts = [_play(rng, _thought(rng, fmt)) for _ in range(n)]
     free = "response_format" not in body
     answers = [_play(rng, _answer(rng, fmt, free)) for _ in range(n)]
-    return Case(number, body, thoughts, answers)
+    # An answer that ends before the marker cannot be told from one without a tail.
+    may_have_tail = free and "stop" not in body and "max_completion_tokens" not in body
+    tails = [_tail(rng, fmt) if may_have_tail else "" for _ in range(n)]
+    return Case(number, body, fmt, thoughts, answers, tails)
 
 
 def _play(rng: random.Random, text: str) -> Play:
@@ -123,6 +137,14 @@ def _thought(rng: random.Random, fmt: ThoughtFormat) -> str:
     end = fmt.response_marker if rng.random() < 0.8 else ""
     # What a model writes behind its marker in phase 1 is beyond the stop, and is not generated.
     return begun + "".join(inside) + end + rng.choice(("", " ", "\n", "\n\n", CANARY))
+
+
+def _tail(rng: random.Random, fmt: ThoughtFormat) -> str:
+    """The rest of a thought, up to the model's own marker."""
+    marker = fmt.response_marker
+    secrets = [_secret(rng, fmt) for _ in range(rng.randint(0, 4))]
+    rest = [secret for secret in secrets if marker.lower() not in secret.lower()]
+    return "".join(rest) + rng.choice((marker, marker.upper(), marker.lower())) if rest else ""
 
 
 def _secret(rng: random.Random, fmt: ThoughtFormat) -> str:
