@@ -37,7 +37,7 @@ LanguageCode = Annotated[
 
 
 class _Bounded(Strict):
-    """A count that must lie in [at_least, at_most]; a missing bound is open."""
+    """A count that must lie in [at_least, at_most]; a missing bound is open, but not both."""
 
     at_least: int | None = Field(default=None, ge=0)
     at_most: int | None = Field(default=None, ge=0)
@@ -46,6 +46,8 @@ class _Bounded(Strict):
     def _can_be_met(self) -> Self:
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise ValueError(f"at_least: {self.at_least} is more than at_most {self.at_most}")
+        if not self.at_least and self.at_most is None:
+            raise ValueError("at_least: any response meets this; give 1 or more, or at_most")
         return self
 
 

@@ -217,6 +217,7 @@ def test_of_two_uploads_of_a_name_at_once_the_later_is_a_conflict(client: TestCl
             '{"text": "b", "checks": [{"kind": "words", "at_least": 9, "at_most": 3}]}',
             "lines.2.checks.0.at_least",
         ),
+        ('{"text": "a", "checks": [{"kind": "words"}]}', "lines.1.checks.0.at_least"),
         ('{"text": "a", "split": "test"}', "lines.1.split"),
         ('{"text": "a\\u0000"}', "lines.1.text"),
         (
