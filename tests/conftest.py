@@ -12,16 +12,15 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from sqlalchemy import Engine, text, true
+from sqlalchemy import Engine, true
 from sqlalchemy.orm import Session
 
 from services.cli.postgres import Postgres
 from services.cli.valkey import Valkey
 from shared import db, jobs, migrate
-from shared.models import Base
 from shared.settings import get_settings
 from tests.access import SERVICE_KEY
-from tests.data_servers import serving
+from tests.data_servers import empty_tables, serving
 
 RUN_DIR = pytest.StashKey[Path]()
 
@@ -105,6 +104,4 @@ def long_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def clean_database(engine: Engine) -> Iterator[Engine]:
     """For tests with several connections, which see only what is committed."""
     yield engine
-    tables = ", ".join(f'"{table.name}"' for table in Base.metadata.sorted_tables)
-    with engine.begin() as connection:
-        connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
+    empty_tables(engine)

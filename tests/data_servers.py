@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sqlalchemy import Engine, text
+
 from services.cli.processes import spawn, tail
 from services.cli.supervisor import Service
+from shared.models import Base
 
 START_SECONDS = 60.0
 
@@ -61,3 +64,9 @@ def serving(service: Service, folder: Path, *options: str) -> Iterator[DataServe
         yield server
     finally:
         server.stop()
+
+
+def empty_tables(engine: Engine) -> None:
+    tables = ", ".join(f'"{table.name}"' for table in Base.metadata.sorted_tables)
+    with engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY CASCADE"))
