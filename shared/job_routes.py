@@ -17,11 +17,12 @@ from shared.errors import NotFound
 from shared.models import Job, JobKind, Shard, Status
 from shared.paging import Page, page
 from shared.session_dep import SessionDep
+from shared.strict import Read
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-class Progress(BaseModel):
+class Progress(Read):
     """`done` of `total` shards; tokens counted over shards done."""
 
     done: int
@@ -31,7 +32,7 @@ class Progress(BaseModel):
     """What the shard that reported last says of itself (a training's step and loss)."""
 
 
-class JobRead(BaseModel):
+class JobRead(Read):
     id: uuid.UUID
     object: Literal["job"]
     kind: JobKind

@@ -301,8 +301,8 @@ class ModelRegistration(_MayHaveFormat):
     """A model by Hub id, folder or GGUF file; it becomes the next version of `name`.
 
     `thought_format` says how chat is to have it think when it is promoted as it is. Without it, it
-    is `think` for a model whose chat template knows `<think>`, and others answer directly. Training
-    sets a format of its own.
+    is `think` for a model whose chat template knows `</think>`, and others answer directly.
+    Training sets a format of its own.
     """
 
     name: Name

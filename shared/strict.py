@@ -1,4 +1,7 @@
-"""What requests are made of: no field is ignored, and no value taken that cannot be passed on."""
+"""What requests are made of: no field is ignored, and no value taken that cannot be passed on.
+
+Answers are made of `Read`. The docstring of a field is its description at `/docs`.
+"""
 
 import math
 from typing import Any
@@ -11,13 +14,19 @@ MAX_DEPTH = 100
 class Strict(BaseModel):
     """Unknown fields are errors: a misspelt setting must not be ignored for six hours."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @field_validator("*", mode="after")
     @classmethod
     def _can_be_stored(cls, value: Any) -> Any:
         # Postgres would refuse it, where no field can be named any more.
         return checked(value, allows_nul=False)
+
+
+class Read(BaseModel):
+    """What is read from the record."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 def checked(value: Any, *, allows_nul: bool) -> Any:

@@ -4,7 +4,6 @@ import uuid
 from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 from sqlalchemy import select
 
 from services.coordinator.iterations import find
@@ -15,12 +14,13 @@ from shared.job_routes import Limit
 from shared.models import Completion, Evaluation, Iteration, Prompt
 from shared.paging import Page, page_by_number
 from shared.session_dep import SessionDep
+from shared.strict import Read
 
 router = APIRouter(tags=["iterations"])
 Whose = Literal["result", "parent", "seed"]
 
 
-class AnswerRead(BaseModel):
+class AnswerRead(Read):
     """Without thoughts, whoever asks. `response` is null where the output does not parse."""
 
     id: int

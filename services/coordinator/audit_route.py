@@ -4,18 +4,18 @@ import uuid
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 from sqlalchemy import select
 
 from shared.job_routes import Limit, unix
 from shared.models import ApiKey, AuditEvent
 from shared.paging import Page, page_by_number
 from shared.session_dep import SessionDep
+from shared.strict import Read
 
 router = APIRouter(tags=["keys"])
 
 
-class AuditRead(BaseModel):
+class AuditRead(Read):
     id: int
     object: Literal["audit_event"] = "audit_event"
     key_id: uuid.UUID | None

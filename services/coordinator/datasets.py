@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, UploadFile
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy import func, insert, select
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session
@@ -26,7 +26,7 @@ from shared.paging import Page, page
 from shared.schemas import InlinePrompt, Name
 from shared.session_dep import SessionDep
 from shared.settings import get_settings
-from shared.strict import Strict
+from shared.strict import Read, Strict
 
 router = APIRouter(tags=["datasets"])
 CHUNK = 1000
@@ -48,7 +48,7 @@ class Upload(Strict):
     sha256: str
 
 
-class DatasetRead(BaseModel):
+class DatasetRead(Read):
     id: uuid.UUID
     object: Literal["dataset"]
     name: str

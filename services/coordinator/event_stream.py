@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 from sqlalchemy import select
 
 from services.coordinator.iterations import find
@@ -19,6 +18,7 @@ from shared.job_routes import Limit, unix
 from shared.models import Event
 from shared.paging import Page, page_by_number
 from shared.session_dep import SessionDep
+from shared.strict import Read
 
 router = APIRouter(tags=["iterations"])
 POLL_SECONDS = 0.5
@@ -26,7 +26,7 @@ BIGINT = 2**63 - 1
 EventId = Annotated[int, Query(ge=0, le=BIGINT)]
 
 
-class EventRead(BaseModel):
+class EventRead(Read):
     id: int
     object: Literal["event"]
     type: str

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
@@ -24,11 +23,12 @@ from shared.models import Iteration, Job, Status
 from shared.paging import Page, page
 from shared.schemas import IterationRequest, Resume
 from shared.session_dep import SessionDep
+from shared.strict import Read
 
 router = APIRouter(tags=["iterations"])
 
 
-class IterationRead(BaseModel):
+class IterationRead(Read):
     id: uuid.UUID
     object: Literal["iteration"]
     run_id: uuid.UUID

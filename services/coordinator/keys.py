@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy import select
 
 from shared import audit
@@ -16,7 +16,7 @@ from shared.models import ApiKey, Scope
 from shared.paging import Page, page
 from shared.schemas import Name
 from shared.session_dep import SessionDep
-from shared.strict import Strict
+from shared.strict import Read, Strict
 
 router = APIRouter(tags=["keys"])
 
@@ -31,7 +31,7 @@ class KeyRequest(Strict):
     """At once, of one process; a stream is one until its end."""
 
 
-class KeyRead(BaseModel):
+class KeyRead(Read):
     id: uuid.UUID
     object: Literal["key"] = "key"
     name: str

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased
 
@@ -30,6 +29,7 @@ from shared.models import (
     Status,
 )
 from shared.session_dep import SessionDep
+from shared.strict import Read
 
 router = APIRouter(tags=["iterations"])
 CHUNK = 1000
@@ -37,12 +37,12 @@ NOT_HASHED = ("name", "dataset", "base_model", "baseline")
 """Of the config: what the first three name is hashed itself, the last one is another run."""
 
 
-class Part(BaseModel):
+class Part(Read):
     rows: int
     sha256: str
 
 
-class Manifest(BaseModel):
+class Manifest(Read):
     object: Literal["manifest"] = "manifest"
     iteration_id: uuid.UUID
     sha256: str

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from services.coordinator.state import job_id
 from shared.job_routes import progress
 from shared.models import Evaluation, Iteration, Job, JobKind, Shard, Status
+from shared.strict import Read
 
 TELLING_SHARE = 0.1
 """A speed from less of a stage than this would be far too low: what is under way is not counted."""
 
 
-class IterationProgress(BaseModel):
+class IterationProgress(Read):
     stage: str
     done: int
     total: int

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
@@ -27,7 +27,7 @@ from shared.models import Completion, Iteration, Job, JobKind, Model
 from shared.retention import in_use, of_lineage, unneeded, unpaired
 from shared.session_dep import SessionDep
 from shared.settings import get_settings
-from shared.strict import Strict
+from shared.strict import Read, Strict
 
 router = APIRouter(tags=["retention"])
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class PruneRequest(Strict):
     """Only say what would go."""
 
 
-class PruneRead(BaseModel):
+class PruneRead(Read):
     """What is deleted, or would be."""
 
     object: Literal["prune"] = "prune"

@@ -3,7 +3,6 @@
 import uuid
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 from sqlalchemy import and_, select
 from sqlalchemy.orm import aliased
 
@@ -13,12 +12,13 @@ from shared.job_routes import Limit
 from shared.models import Completion, Judgment, Pair, Prompt
 from shared.paging import Page, page_by_number
 from shared.session_dep import SessionDep
+from shared.strict import Read
 from shared.thought_access import MayReadThoughts, shown
 
 router = APIRouter(tags=["iterations"])
 
 
-class PairRead(BaseModel):
+class PairRead(Read):
     """A preference pair; whole outputs, and thoughts begun in a response, only with the key that
     may read thoughts."""
 
@@ -68,7 +68,7 @@ def list_pairs(
     return page_by_number(session, query, Pair, after, limit, read_pair)
 
 
-class CandidateRead(BaseModel):
+class CandidateRead(Read):
     """A sampled output with its score; the output itself, and thoughts begun in the response, only
     with the key that may read them."""
 

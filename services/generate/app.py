@@ -4,7 +4,6 @@ import uuid
 from collections.abc import Iterator
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -30,12 +29,13 @@ from shared.paging import Page, page_by_number
 from shared.schemas import GenerateRequest
 from shared.session_dep import SessionDep
 from shared.sharding import slices
+from shared.strict import Read
 from shared.thought_access import MayReadThoughts, shown
 
 router = APIRouter(tags=["generate"])
 
 
-class CompletionRead(BaseModel):
+class CompletionRead(Read):
     id: int
     prompt_index: int
     sample_index: int

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -31,11 +30,12 @@ from shared.paging import Page, page_by_number
 from shared.schemas import JudgeItem, JudgeRequest
 from shared.session_dep import SessionDep
 from shared.sharding import slices
+from shared.strict import Read
 
 router = APIRouter(tags=["judge"])
 
 
-class JudgmentRead(BaseModel):
+class JudgmentRead(Read):
     id: int
     item_index: int | None
     completion_id: int | None

@@ -5,7 +5,6 @@ from datetime import datetime
 from typing import Any, Literal, cast
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
@@ -23,7 +22,7 @@ from shared.models import Iteration, Job, JobKind, Model, Status
 from shared.paging import Page, page
 from shared.schemas import Effort, ModelRegistration, Name, Promotion
 from shared.session_dep import SessionDep
-from shared.strict import Strict
+from shared.strict import Read, Strict
 
 router = APIRouter(tags=["models"])
 
@@ -31,7 +30,7 @@ router = APIRouter(tags=["models"])
 ModelStatus = Literal["registering", "ready", "failed", "pruned"]
 
 
-class ModelRead(BaseModel):
+class ModelRead(Read):
     id: uuid.UUID
     object: Literal["model"]
     ref: str

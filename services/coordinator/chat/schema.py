@@ -43,7 +43,7 @@ class Lenient(BaseModel):
     """Unknown fields are ignored, and a null means that a field is absent: clients send back the
     messages that they got, with a null for all that these are not."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from shared.schemas import Effort
 
 NOTHING_PROMOTED = "no model is served yet; promote one with POST /models/{id}/promote"
 STALE = timedelta(seconds=60)
-"""The inference process renews its row at least every ten seconds while its engine works."""
+"""The inference process renews its row within some twenty seconds while its engine works."""
 DEFAULT_THOUGHT_TOKENS = 1024
 EFFORT_SHARE: Mapping[Effort, float] = {
     "none": 0, "minimal": 0.125, "low": 0.25, "medium": 1, "high": 2, "xhigh": 4, "max": 4,
