@@ -87,10 +87,12 @@ def _warn(line: str) -> None:
 
 
 def _greet(platform: stack.Stack, options: stack.Options, seconds: float) -> None:
+    urls = {name: platform.env[f"FORETHOUGHT_{name.upper()}_URL"] for name in stack.JOB_SERVICES}
     out.print(
         f"[bold green]Forethought runs[/] at [bold]{platform.url}[/] (ready in {seconds:.1f} s)\n"
         f"  API description  {platform.url}/docs\n"
         f"  chat             {platform.url}/v1 (OpenAI's API)\n"
+        f"  job services     {', '.join(f'{name} {url}' for name, url in urls.items())}\n"
         f"  API key          {_shown_key(platform, options)}\n"
         f"  data and logs    {options.data.root}\n"
         "In another terminal: forethought iterate -f config.yaml --watch\n"
