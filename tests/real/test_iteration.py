@@ -17,7 +17,7 @@ CONFIG = {
     "name": "trained",
     "base_model": "thinker",
     "dataset": "some",
-    "prompts_per_iteration": 6,
+    "prompts_per_iteration": 4,
     "thought_format": "generic",
     "sampling": {
         "samples": 4,
@@ -25,16 +25,16 @@ CONFIG = {
         "max_thought_tokens": 24,
         "max_response_tokens": 24,
     },
-    "training": {"batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-5},
+    "training": {"batch_size": 2, "micro_batch_size": 2, "learning_rate": 1e-5},
     "validation": {"prompts": 4},
     "promote": "always",
 }
 
 
 def some_prompts(folder: Path) -> Path:
-    """Ten of the demo's prompts, four of them to validate with."""
+    """Eight of the demo's prompts, four of them to validate with."""
     rows = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
-    few = [r for r in rows if r["split"] == "train"][:6]
+    few = [r for r in rows if r["split"] == "train"][:4]
     few += [r for r in rows if r["split"] == "validation"][:4]
     file = folder / "some.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in few))
@@ -50,7 +50,7 @@ def test_from_prompts_to_a_model_that_answers_with_its_thoughts_hidden(
 
     assert iteration["status"] == "succeeded", iteration["error"]
     report = iteration["report"]
-    assert (report["prompts"], report["completions"]) == (6, 24)
+    assert (report["prompts"], report["completions"]) == (4, 16)
     assert report["parse_rate"] > 0.5
     assert report["pairs"]["kept"] >= 1
     assert report["training"]["steps"] >= 1
