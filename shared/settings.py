@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     data_root: Path | None = None
     """Datasets named by a server-side path must lie under this folder; unset refuses paths."""
     log_dir: Path | None = None
-    """Where engines and training write their raw logs; a temporary folder when unset."""
+    """Where engines write their raw logs; a temporary folder when unset. A training's is beside its
+    checkpoints."""
     log_level: str = "INFO"
     metrics_port: int = 0
     """Where a worker and inference show figures to Prometheus, on every interface; 0: nowhere.
@@ -44,10 +45,12 @@ class Settings(BaseSettings):
     all four services and the loop; without it they refuse each other."""
 
     worker_engine_url: str = ""
-    """Address of a running engine for bulk generation; empty: the worker starts its own vLLM."""
+    """Address of a running engine for bulk generation; empty: the worker starts its own vLLM. It is
+    a vLLM with VLLM_SERVER_DEV_MODE=1 and `--served-model-name forethought` that sees the model
+    store at the same path; it is neither started anew nor put to sleep."""
     worker_engine_port: int = 8011
     inference_engine_url: str = ""
-    """Address of a running engine for chat; empty: inference starts its own vLLM."""
+    """The same for chat; empty: inference starts its own vLLM."""
     inference_engine_port: int = 8012
     inference_engine_host: str = "127.0.0.1"
     """Where inference's engine listens. Whoever reaches it may swap its weights: beyond loopback,
@@ -77,10 +80,15 @@ class Settings(BaseSettings):
     lease_seconds: float = 25.0
     """A worker that has not been heard of for so long has died; another takes its shards."""
     heartbeat_seconds: float = 5.0
+    """How often a worker renews its leases."""
     max_attempts: int = 3
+    """Of a shard, before its job fails."""
     loop_poll_seconds: float = 1.0
+    """How often the loop looks without having been told."""
     resend_after_seconds: float = 15.0
+    """After which a job that nobody works on is sent again."""
     worker_threads: int = 4
+    """Of Celery under `forethought up`; in containers the worker's command says it."""
     checkpoint_seconds: float = 600.0
     """Of training that a kill may cost at most, beside the end of each epoch."""
     retention_days: float | None = Field(default=None, ge=0, le=36_500)
@@ -89,7 +97,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = 32 * 1024 * 1024
     """Of a request, but for an upload's file. Its JSON may take twenty times that in memory."""
     max_upload_bytes: int = 256 * 1024 * 1024
+    """Of a dataset's file."""
     max_chat_in_flight: int = 256
+    """Of one process; more are answered 429."""
 
     @field_validator("judge_addresses")
     @classmethod

