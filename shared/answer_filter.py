@@ -44,10 +44,12 @@ class AnswerFilter:
     def feed(self, text: str) -> str:
         self._held += text
         if self._cut_before:
-            rest, marker, behind = partition(self._held, self._cut_before)
+            # The answer may be long: what has been searched is not searched again.
+            new = max(0, len(self._held) - len(text) - len(self._cut_before) + 1)
+            rest, marker, behind = partition(self._held[new:], self._cut_before)
             if not marker:
                 return ""
-            self.hidden += bool(rest.strip())
+            self.hidden += bool(self._held[:new].strip() or rest.strip())
             self._held, self._cut_before = behind, ""
         shown = ""
         while (found := self._found()) is not None:

@@ -27,6 +27,8 @@ GENERATION_SECONDS = 6 * 3600.0
 """Longest a request may wait for the engine: behind a full queue, hours are legitimate."""
 KEEP_ALIVE_SECONDS = 3.0
 """Less than vLLM's five: a request must not meet a connection that is just being closed."""
+SHORT = 200
+"""Characters of a text whose ids are kept."""
 SHORT_TEXTS = 10_000
 """Kept of a model at most."""
 _JSON = {"content-type": "application/json"}
@@ -157,11 +159,15 @@ class EngineClient:
         return ids
 
     async def tokenize(self, text: str) -> list[int]:
-        """Ids of a text by itself, without special tokens put before it. Kept: markers repeat."""
-        if text not in self._texts:
-            body = {"prompt": text, "add_special_tokens": False}
-            self._texts[text] = (await self._post("/tokenize", body))["tokens"]
-        return self._texts[text]
+        """Ids of a text by itself, without special tokens put before it. Short ones are kept:
+        markers repeat."""
+        if text in self._texts:
+            return self._texts[text]
+        body = {"prompt": text, "add_special_tokens": False}
+        ids: list[int] = (await self._post("/tokenize", body))["tokens"]
+        if len(text) <= SHORT and len(self._texts) < SHORT_TEXTS:
+            self._texts[text] = ids
+        return ids
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens included."""

@@ -33,6 +33,7 @@ from transformers import AutoTokenizer
 
 from services.cli.ports import listen, port_of
 from shared.http_protocol import BoundedProtocol
+from shared.schemas import GREEDY_BELOW
 from tests.engine_scripts import Play, Script, chat, long_outputs
 from tests.waiting import until
 
@@ -195,6 +196,8 @@ class ScriptedEngine:
             return PlainTextResponse("it failed over: secret thought", self.status)
         if self.refuses in body:
             return JSONResponse({"error": {"message": "bad grammar"}}, 400)
+        if body.get("n", 1) > 1 and body.get("temperature", 1) < GREEDY_BELOW:
+            return JSONResponse({"error": {"message": "n must be 1 when greedy"}}, 400)
         ids = self.prompt(body) if "messages" in body else body["prompt"]
         if isinstance(ids, str):
             ids = list(self.encode(ids)[0])

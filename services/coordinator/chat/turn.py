@@ -20,6 +20,7 @@ from services.coordinator.chat.tool_calls import ToolCallReader
 from shared.engine_answers import EngineError, EngineRefused
 from shared.errors import InvalidRequest, PlatformError
 from shared.generation import SEEDS, render_and_think, think
+from shared.schemas import GREEDY_BELOW
 from shared.thoughts import Thought
 
 
@@ -81,6 +82,7 @@ class Turn:
                 await self.render()
             if not self.thoughts:
                 await self._first_phase(self._think)
+            self.thoughts *= self.request.n // len(self.thoughts)
             for thought in self.thoughts:
                 metrics.THOUGHT_TOKENS.observe(thought.tokens)
                 metrics.THOUGHTS_CUT.inc(thought.was_cut)
@@ -119,9 +121,9 @@ class Turn:
         )
 
     def _sampling(self, budget: int) -> dict[str, Any]:
-        """Of phase 1."""
+        """Of phase 1. Of greedy thoughts, which are all alike, vLLM draws only one."""
         return {
-            "n": self.request.n,
+            "n": 1 if self.request.temperature < GREEDY_BELOW else self.request.n,
             "max_tokens": budget,
             "temperature": self.request.temperature,
             "top_p": self.request.top_p,

@@ -76,6 +76,18 @@ def test_tokens_are_counted_where_they_were_generated(
     assert answer.usage.completion_tokens == 2 * (thought + len("Forty two.") + 1)
 
 
+@pytest.mark.parametrize("effort", ["none", "medium"])
+def test_greedy_choices_are_all_alike_and_are_not_refused(
+    client: openai.OpenAI, scripted: ScriptedEngine, effort: Any
+) -> None:
+    scripted.script = script("Forty two.")
+    answer = client.chat.completions.create(
+        model="demo", messages=QUESTION, n=2, temperature=0, reasoning_effort=effort
+    )
+    assert [choice.message.content for choice in answer.choices] == ["Forty two."] * 2
+    assert thought_tokens(answer) == (0 if effort == "none" else 2 * len(THOUGHT.rstrip()))
+
+
 def test_the_thought_prompt_is_around_the_newest_question_only(
     client: openai.OpenAI, scripted: ScriptedEngine
 ) -> None:
