@@ -4,13 +4,14 @@ import uuid
 from datetime import datetime, timedelta
 from typing import cast
 
-from sqlalchemy import func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, Text, func, or_, select, update
+from sqlalchemy import cast as as_type
+from sqlalchemy.orm import Session, aliased
 
 from shared.db import notify
 from shared.jobs import UNFINISHED, Claim, claimable, fail, fail_job, get, settled
 from shared.model_store import resolve
-from shared.models import Job, Json, Shard, Status
+from shared.models import Job, JobKind, Json, Shard, Status
 
 
 def resume(session: Session, job_id: uuid.UUID) -> Job:
@@ -23,7 +24,7 @@ def resume(session: Session, job_id: uuid.UUID) -> Job:
         session.execute(
             update(Shard)
             .where(Shard.job_id == job_id, Shard.status != Status.succeeded)
-            .values(status=Status.queued, attempt=0, not_before=None, finished_at=None)
+            .values(status=Status.queued, attempt=0, not_before=None, finished_at=None, error=None)
         )
         notify(session, f"job {job_id}")
         session.flush()
@@ -65,7 +66,8 @@ def release(
 def sweep(
     session: Session, *, resend_after_seconds: float, lease_seconds: float, max_attempts: int
 ) -> list[Job]:
-    """Quarantine shards that died on their last attempt; return the jobs to send again.
+    """Quarantine shards that died on their last attempt; fail judge jobs that wait for responses
+    which will not come; return the jobs to send again.
 
     A job is due when it has a shard to take and no message was sent for it lately: whatever
     Redis lost, delivered twice or delivers late changes nothing.
@@ -85,6 +87,9 @@ def sweep(
         shard.status, shard.error, shard.token = Status.failed, error, None
         shard.leases_lost += 1
         fail_job(session, shard.job_id, error)
+    for job_id, upstream_id in session.execute(_waiting_in_vain()):
+        message = f"generate job {upstream_id} ended without them all; resume it, then this one"
+        fail_job(session, job_id, {"code": "no_responses", "message": message})
     stale = func.clock_timestamp() - timedelta(seconds=resend_after_seconds)
     due = (
         select(Job)
@@ -101,3 +106,19 @@ def sweep(
     for job in jobs:
         job.sent_at = cast(datetime, func.clock_timestamp())
     return jobs
+
+
+def _waiting_in_vain() -> Select[uuid.UUID, uuid.UUID]:
+    """Judge jobs of users' own, each with its generate job that has failed or was cancelled. Those
+    of an iteration end and are resumed with it."""
+    upstream = aliased(Job)
+    return (
+        select(Job.id, upstream.id)
+        .join(upstream, as_type(upstream.id, Text) == Job.params["generate_job_id"].astext)
+        .where(
+            Job.kind == JobKind.judge,
+            Job.status.in_(UNFINISHED),
+            Job.step.is_(None),
+            upstream.status.in_((Status.failed, Status.cancelled)),
+        )
+    )

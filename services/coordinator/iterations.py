@@ -179,7 +179,9 @@ def resume(
         changed = {"training": change.training.model_dump(mode="json")}
         _change(session, row, changed)
     ended = select(Job).where(
-        Job.iteration_id == row.id, Job.status.in_((Status.failed, Status.cancelled))
+        Job.iteration_id == row.id,
+        Job.step.is_not(None),  # a job of a user's own is not the iteration's to resume
+        Job.status.in_((Status.failed, Status.cancelled)),
     )
     for job in session.scalars(ended):
         Services.from_settings().for_job(job.kind).post(f"/jobs/{job.id}/resume")

@@ -25,7 +25,7 @@ from shared.job_routes import (
 from shared.jobs import NewShard
 from shared.judge_specs import model_of, with_model
 from shared.model_store import resolve
-from shared.models import JobKind, Judgment, Shard, Status
+from shared.models import Job, JobKind, Judgment, Shard, Status
 from shared.paging import Page, page_by_number
 from shared.schemas import JudgeItem, JudgeRequest
 from shared.session_dep import SessionDep
@@ -94,24 +94,26 @@ def _shards(session: Session, request: JudgeRequest) -> Iterator[NewShard]:
         for start, items in _inline(request):
             yield NewShard({"start": start, "items": [i.model_dump() for i in items]})
         return
+    _generate_job(session, request.generate_job_id, "generate_job_id")
     if request.against_generate_job_id is not None:
         _check_opponent(session, request.generate_job_id, request.against_generate_job_id)
-    upstream = session.scalars(
-        select(Shard.id).where(Shard.job_id == request.generate_job_id).order_by(Shard.index)
-    ).all()
-    if not upstream:
-        raise NotFound(
-            f"generate_job_id: no generate job {request.generate_job_id}", param="generate_job_id"
-        )
-    for shard_id in upstream:
+    upstream = select(Shard.id).where(Shard.job_id == request.generate_job_id)
+    for shard_id in session.scalars(upstream.order_by(Shard.index)).all():
         yield NewShard({"generate_shard_id": shard_id}, after_shard_id=shard_id)
+
+
+def _generate_job(session: Session, job_id: uuid.UUID, param: str) -> Job:
+    job = session.get(Job, job_id)
+    if job is None or job.kind is not JobKind.generate:
+        raise NotFound(f"{param}: no generate job {job_id}", param=param)
+    return job
 
 
 def _check_opponent(session: Session, ours: uuid.UUID, theirs: uuid.UUID) -> None:
     """It must have all its responses, and to the same prompts. A job may also face itself."""
     if ours == theirs:
         return
-    opponent = find_job(session, theirs, (JobKind.generate,))
+    opponent = _generate_job(session, theirs, "against_generate_job_id")
     if opponent.status is not Status.succeeded:
         raise Conflict(
             f"against_generate_job_id: job {theirs} is {opponent.status}; it must have succeeded",

@@ -316,6 +316,16 @@ def test_a_resumed_iteration_takes_other_training_settings(client: TestClient) -
     assert history[-1]["data"]["training"]["learning_rate"] == 1e-6
 
 
+def test_a_resume_leaves_a_users_own_job_as_it_is(client: TestClient) -> None:
+    id_ = client.post("/iterations", json=BODY).json()["id"]
+    client.post(f"/iterations/{id_}/cancel")
+    with transaction() as session:
+        values = {"kind": JobKind.train, "status": Status.cancelled, "params": {}}
+        session.add(Job(id=uuid.uuid4(), iteration_id=uuid.UUID(id_), **values))
+    # No train service runs here that could be asked.
+    assert client.post(f"/iterations/{id_}/resume").json()["status"] == "queued"
+
+
 def test_a_training_that_is_done_keeps_its_settings(client: TestClient) -> None:
     id_ = client.post("/iterations", json=BODY).json()["id"]
     client.post(f"/iterations/{id_}/cancel")

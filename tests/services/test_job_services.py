@@ -241,6 +241,17 @@ def test_bad_input_names_its_field(
     assert answer.json()["error"]["param"] == param, answer.text
 
 
+def test_responses_to_judge_come_from_a_generate_job(
+    clean_database: Engine, redis_url: str
+) -> None:
+    with transaction() as session:
+        factories.model(session)
+    train, judge = (access.client(CASES[name].app) for name in ("train", "judge"))
+    job = train.post("/train", json=CASES["train"].body()).json()["id"]
+    answer = judge.post("/judge", json={"generate_job_id": job})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "generate_job_id")
+
+
 def test_a_resumed_training_takes_other_settings(clean_database: Engine, redis_url: str) -> None:
     client = access.client(services.train.app.app)
     with transaction() as session:

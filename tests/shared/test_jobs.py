@@ -326,3 +326,37 @@ def _completion(claim: Claim) -> dict[str, object]:
         "truncated": False,
         "forced": False,
     }
+
+
+@pytest.mark.parametrize("step", [None, "judge"])
+def test_a_judge_of_responses_that_will_not_come_is_told_so(
+    session: Session, step: str | None
+) -> None:
+    """An iteration's ends with it, and is resumed with it."""
+    generate = submit(session, shards=1)
+    shard = session.scalars(select(Shard).where(Shard.job_id == generate.id)).one()
+    judge, _ = jobs.submit(
+        session,
+        JobKind.judge,
+        {"generate_job_id": str(generate.id)},
+        [NewShard({}, after_shard_id=shard.id)],
+        job_id=uuid.uuid4(),
+        step=step,
+    )
+    due(session)
+    assert judge.status is Status.queued
+    jobs.cancel(session, generate.id)
+    due(session)
+    assert judge.status is (Status.queued if step else Status.failed)
+    assert step or (judge.error is not None and judge.error["code"] == "no_responses")
+
+
+def test_a_resumed_job_does_not_end_with_an_error_of_before(session: Session) -> None:
+    job = submit(session, shards=1)
+    jobs.fail(session, must_claim(session, job), ERROR, max_attempts=1)
+    recovery.resume(session, job.id)
+    for _ in range(3):
+        must_claim(session, job, lease=-1)
+    due(session)
+    assert job.error is not None
+    assert job.error["code"] == "worker_lost"
