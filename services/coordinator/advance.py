@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy import ColumnElement, and_, select, text
 from sqlalchemy.orm import Session
 
 from services.coordinator import evaluation, events, pipeline, report
@@ -207,6 +207,8 @@ def _choose(session: Session, services: Services, iteration: Iteration) -> None:
         fail(session, iteration, NO_SCORES)
         return
     chosen = evaluation.best(scored)
+    # A report on very many prompts computes for longer than a session may be idle.
+    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
     built = report.build(session, iteration, chosen)
     promoted = config.promote == "always" or (
         config.promote == "if_better" and built["validation"]["vs_seed"]["mean"] > 0

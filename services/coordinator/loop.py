@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from services.coordinator import prune
 from services.coordinator.advance import Services, advance, fail, left_behind, stop_jobs
 from shared import broker, log, recovery
-from shared.db import is_away, listen, transaction
+from shared.db import AWAY, is_away, is_full, listen, transaction
 from shared.errors import PlatformError
 from shared.models import Iteration, Job, Json
 from shared.settings import get_settings
@@ -68,11 +68,12 @@ def _take(services: Services, iteration_id: uuid.UUID, stop: threading.Event) ->
             _faults.pop(iteration_id, None)
         except PlatformError as error:
             _refused(iteration_id, error)
-        except DBAPIError as error:
+        except Exception as error:
             if is_away(error):
                 raise
-            logger.warning("will retry: %s", type(error.orig).__name__)
-        except Exception as error:
+            if is_full(error):
+                logger.warning("will retry: the database's disk is full")
+                return
             logger.exception("cannot go on with the iteration")
             _faults[iteration_id] += 1
             if _faults[iteration_id] >= MOST_FAULTS:
@@ -182,8 +183,8 @@ def main() -> None:
         try:
             tick(services, stop)
             retention.look()
-        except DBAPIError as error:
-            logger.warning("database away: %s", type(error.orig).__name__)
+        except (DBAPIError, *AWAY) as error:
+            logger.warning("database away: %s", type(error).__name__)
         waker.wait(settings.loop_poll_seconds)
     logger.info("loop stopped")
 

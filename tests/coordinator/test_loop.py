@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
-from services.coordinator import evaluation, state
+from services.coordinator import evaluation, loop, state
 from services.coordinator.advance import Services
 from services.coordinator.loop import MOST_FAULTS, tick
 from services.coordinator.pipeline import Wait, next_step
@@ -83,6 +83,26 @@ def test_an_iteration_that_cannot_go_on_holds_up_no_other(
         assert error is not None
         assert error["code"] == "loop_failed"
         assert session.get_one(Iteration, ids[1]).finished_at is None
+
+
+def test_what_the_database_refuses_again_and_again_ends_the_iteration(
+    clean_database: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with transaction() as session:
+        seed, dataset = factories.model(session), factories.dataset(session, 2, 1)
+        id_ = evaluated_runs.running(session, dataset, seed).id
+
+    def refused(session: Session, *_: object) -> bool:
+        session.execute(text("SELECT 1 / 0"))
+        return False
+
+    monkeypatch.setattr(loop, "advance", refused)
+    for _ in range(MOST_FAULTS):
+        look()
+    with transaction() as session:
+        error = session.get_one(Iteration, id_).error
+    assert error is not None
+    assert error["code"] == "loop_failed"
 
 
 def test_a_users_own_job_outlives_the_iteration_that_it_names(
