@@ -52,21 +52,20 @@ def unix(moment: datetime | None) -> int | None:
     return None if moment is None else int(moment.timestamp())
 
 
-def progress(session: Session, job_id: uuid.UUID) -> Progress:
-    done, total, tokens = session.execute(
-        select(
-            func.count().filter(Shard.status == Status.succeeded),
-            func.count(),
-            func.coalesce(func.sum(Shard.result["tokens"].as_integer()), 0),
-        ).where(Shard.job_id == job_id)
-    ).one()
-    latest = session.scalar(
+def latest_progress(session: Session, job_id: uuid.UUID) -> dict[str, Any] | None:
+    """What the shard that began last says of itself."""
+    return session.scalar(
         select(Shard.progress)
         .where(Shard.job_id == job_id, Shard.progress.is_not(None))
         .order_by(Shard.started_at.desc().nulls_last())
         .limit(1)
     )
-    return Progress(done=done, total=total, tokens=tokens, shard=latest)
+
+
+def _progress(session: Session, job: Job) -> Progress:
+    total = session.scalar(select(func.count()).where(Shard.job_id == job.id)) or 0
+    latest = latest_progress(session, job.id)
+    return Progress(done=job.shards_done, total=total, tokens=job.tokens, shard=latest)
 
 
 def params_of(request: BaseModel, inline: str, **resolved: Any) -> dict[str, Any]:
@@ -88,7 +87,7 @@ def read_job(session: Session, job: Job) -> JobRead:
         iteration_id=job.iteration_id,
         step=job.step,
         params=job.params,
-        progress=progress(session, job.id),
+        progress=_progress(session, job),
         result=job.result,
         error=job.error,
         created_at=unix(job.created_at) or 0,

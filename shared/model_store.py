@@ -60,7 +60,7 @@ def resolve(session: Session, reference: str, *, param: str, change: bool = Fals
     if model.path is None:
         raise Conflict(
             f"{param}: model {reference!r} is still being registered, or that failed; "
-            f"see GET /models/{model.id}",
+            f"see GET /models/{model.id}, or name another version of it (NAME@vN)",
             param=param,
             code="model_not_ready",
         )

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from services.coordinator.state import job_id
-from shared.job_routes import progress
+from shared.job_routes import latest_progress
 from shared.models import Evaluation, Iteration, Job, JobKind, Shard, Status
 from shared.strict import Read
 
@@ -33,28 +33,36 @@ def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
     kinds = (JobKind.generate, JobKind.judge)
     jobs = [] if iteration.status.terminal else _stage_jobs(session, iteration)
     running = Shard.status == Status.running
-    done, total, share, tokens = session.execute(
+    # After a resume a job has started anew; what was there before says nothing of its speed.
+    fresh = Shard.finished_at >= Job.started_at
+    done, total, share, fresh_done, tokens = session.execute(
         select(
             func.count().filter(Shard.status == Status.succeeded),
             func.count(),
-            func.coalesce(func.sum(Shard.progress["share"].as_float()).filter(running), 0.0),
-            func.coalesce(func.sum(Shard.result["tokens"].as_integer()), 0)
-            + func.coalesce(func.sum(Shard.progress["tokens"].as_integer()).filter(running), 0),
+            _sum(Shard.progress["share"].as_float(), running),
+            func.count().filter(Shard.status == Status.succeeded, fresh),
+            _sum(Shard.result["tokens"].as_float(), fresh)
+            + _sum(Shard.progress["tokens"].as_float(), running),
         )
         .join(Job, Job.id == Shard.job_id)
         .where(Shard.job_id.in_([j.id for j in jobs]), Job.kind.in_(kinds))
     ).one()
-    seconds, made = _busy_seconds(jobs), done + share
-    telling = made > TELLING_SHARE * total
+    seconds = _busy_seconds(jobs)
+    made, left = fresh_done + share, total - done - share
+    telling = made > TELLING_SHARE * (made + left)
     return IterationProgress(
         stage=iteration.stage,
         done=done,
         total=total,
         unit="shards",
         tokens_per_second=round(tokens / seconds, 1) if telling and seconds else None,
-        eta_seconds=round(seconds / made * (total - made), 1) if telling and seconds else None,
+        eta_seconds=round(seconds / made * left, 1) if telling and seconds else None,
         note=None if seconds or not jobs else "waiting for a worker and its engine",
     )
+
+
+def _sum(values: ColumnElement[float], of: ColumnElement[bool]) -> ColumnElement[float]:
+    return func.coalesce(func.sum(values).filter(of), 0.0)
 
 
 def _stage_jobs(session: Session, iteration: Iteration) -> Sequence[Job]:
@@ -81,7 +89,7 @@ def _busy_seconds(jobs: Sequence[Job]) -> float:
 
 def _training(session: Session, iteration: Iteration) -> IterationProgress:
     job = session.get(Job, job_id(iteration.id, "train"))
-    shard = (progress(session, job.id).shard if job else None) or {}
+    shard = (latest_progress(session, job.id) if job else None) or {}
     done, total = int(shard.get("step", 0)), int(shard.get("total_steps", 0))
     # By the last step: what came before the first, as the reference's pass, is not repeated.
     eta = round(shard["seconds"] * (total - done), 1) if "seconds" in shard else None
