@@ -58,7 +58,6 @@ def create_app(
     for away in AWAY:
         app.add_exception_handler(away, _database_away)
     app.add_exception_handler(OSError, _os_error)
-    app.add_exception_handler(Exception, _unexpected)
     app.add_middleware(RequestLimits, uploads=uploads)
     # Around it: of who has no key, nothing is read.
     app.add_middleware(Guard, routes=app.routes)
@@ -144,11 +143,6 @@ async def _database_away(_: Request, error: Exception) -> JSONResponse:
     )
 
 
-async def _unexpected(_: Request, error: Exception) -> JSONResponse:
-    # The server logs the traceback; the client gets no detail, which might hold a thought.
-    return error_response(PlatformError("internal error; see the service's log"))
-
-
 def _health_router() -> APIRouter:
     router = APIRouter(tags=["health"])
 
@@ -176,8 +170,8 @@ def _health_router() -> APIRouter:
 
 
 class _Observed:
-    """Request id in and out, one log line and one measurement a request. Plain ASGI: a
-    `BaseHTTPMiddleware` would buffer streams."""
+    """Request id in and out, one log line and one measurement a request, and an answer where the
+    service failed to give one. Plain ASGI: a `BaseHTTPMiddleware` would buffer streams."""
 
     def __init__(self, app: ASGIApp, service: str) -> None:
         self.app = app
@@ -189,7 +183,7 @@ class _Observed:
             return
         request_id = _request_id(scope)
         started = time.perf_counter()
-        status = 500
+        status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -206,8 +200,15 @@ class _Observed:
         with log.bind(request_id=request_id, key_id=None):
             try:
                 await self.app(scope, receive, send_with_id)
+            except Exception:
+                # The server logs the traceback; the client gets no detail, which might hold a
+                # thought.
+                if not status:
+                    answer = error_response(PlatformError("internal error; see the service's log"))
+                    await answer(scope, receive, send_with_id)
+                raise
             finally:
-                self._record(scope, status, time.perf_counter() - started)
+                self._record(scope, status or 500, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("route")

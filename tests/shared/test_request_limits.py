@@ -35,12 +35,17 @@ def upload(file: UploadFile) -> int:
     return len(file.file.read())
 
 
+@router.get("/fail")
+def fail() -> None:
+    raise RuntimeError("a thought of somebody's")
+
+
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         settings = Settings(max_body_bytes=BODY, max_upload_bytes=UPLOAD)
         patch.setattr("shared.request_limits.get_settings", lambda: settings)
-        patch.setattr("shared.access.OPEN", OPEN | {"/take", "/upload"})
+        patch.setattr("shared.access.OPEN", OPEN | {"/take", "/upload", "/fail"})
         with serving(create_app("limited", router, uploads=["/upload"])) as url:
             yield url
 
@@ -52,6 +57,12 @@ def code_of(answer: httpx2.Response) -> tuple[int, str]:
 
 def body(size: int) -> bytes:
     return json.dumps({"value": "x" * (size - len('{"value": ""}'))}).encode()
+
+
+def test_a_request_that_the_service_fails_at_has_an_id_too(url: str) -> None:
+    answer = httpx2.get(f"{url}/fail")
+    assert code_of(answer) == (500, "internal_error")
+    assert "thought" not in answer.text
 
 
 @pytest.mark.parametrize("chunked", [False, True])
