@@ -6,10 +6,10 @@ import uuid
 from itertools import groupby
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from shared.checks import Check
-from shared.formats import FORMATS, ThoughtFormat
+from shared.formats import FORMATS, GENERIC, ThoughtFormat
 from shared.judge_specs import AnySpec, JudgeSpec, VerifierSpec
 from shared.strict import Strict
 
@@ -60,8 +60,8 @@ class InlinePrompt(Strict):
     checks: list[Check] = Field(default_factory=list, max_length=32)
 
 
-def as_thought_format(value: Any) -> Any:
-    """A name of a known format, or a whole format of the user's own."""
+def _as_thought_format(value: Any) -> Any:
+    """Of a name the format that it stands for."""
     if isinstance(value, str):
         if value not in FORMATS:
             raise ValueError(f"unknown thought format {value!r}; known: {', '.join(FORMATS)}")
@@ -69,25 +69,17 @@ def as_thought_format(value: Any) -> Any:
     return value
 
 
-class _WithFormat(Strict):
-    thought_format: ThoughtFormat | str = Field(default="generic", validate_default=True)
-
-    @field_validator("thought_format", mode="after")
-    @classmethod
-    def _resolve(cls, value: Any) -> ThoughtFormat:
-        resolved: ThoughtFormat = as_thought_format(value)
-        return resolved
-
-    @property
-    def format(self) -> ThoughtFormat:
-        assert isinstance(self.thought_format, ThoughtFormat)
-        return self.thought_format
+Format = Annotated[
+    ThoughtFormat, BeforeValidator(_as_thought_format, json_schema_input_type=ThoughtFormat | str)
+]
+"""A known format's name, or a whole format of the user's own."""
 
 
-class GenerateRequest(_WithFormat):
+class GenerateRequest(Strict):
     """Sample outputs for prompts: given here, or those an iteration has drawn."""
 
     model: ModelRef
+    thought_format: Format = GENERIC
     prompts: list[InlinePrompt] = Field(default_factory=list, max_length=100_000)
     iteration_id: uuid.UUID | None = None
     split: Literal["train", "validation"] = "train"
@@ -233,12 +225,13 @@ class Validation(Strict):
         return self
 
 
-class IterationRequest(_WithFormat):
+class IterationRequest(Strict):
     """One or more iterations in a row, each on the last one's model and on fresh prompts."""
 
     name: Name
     """The family of the models made here: name@v1, name@v2, …"""
     base_model: ModelRef
+    thought_format: Format = GENERIC
     dataset: Name | None = None
     prompts: list[InlinePrompt] = Field(default_factory=list, max_length=100_000)
     """Training prompts given inline instead of a dataset, with `validation_prompts`."""
@@ -276,28 +269,14 @@ class IterationRequest(_WithFormat):
             raise ValueError("validation_prompts: goes with inline prompts, not with a dataset")
         if self.sampling.samples < 2:
             raise ValueError("sampling.samples: must be at least 2, since a pair needs two outputs")
-        if self.baseline and not self.format.thinks:
+        if self.baseline and not self.thought_format.thinks:
             raise ValueError("baseline: a run without thoughts is the direct baseline itself")
         if self.baseline and len(self.name) + len(DIRECT) > 64:
             raise ValueError(f"name: with a baseline at most {64 - len(DIRECT)} characters")
         return self
 
 
-class _MayHaveFormat(Strict):
-    thought_format: ThoughtFormat | str | None = None
-
-    @field_validator("thought_format", mode="after")
-    @classmethod
-    def _resolve_format(cls, value: Any) -> Any:
-        return None if value is None else as_thought_format(value)
-
-    @property
-    def format(self) -> ThoughtFormat | None:
-        assert not isinstance(self.thought_format, str)
-        return self.thought_format
-
-
-class ModelRegistration(_MayHaveFormat):
+class ModelRegistration(Strict):
     """A model by Hub id, folder or GGUF file; it becomes the next version of `name`.
 
     `thought_format` says how chat is to have it think when it is promoted as it is. Without it, it
@@ -308,9 +287,10 @@ class ModelRegistration(_MayHaveFormat):
     name: Name
     source: str = Field(min_length=1, max_length=1000)
     """A Hugging Face id, a folder with safetensors, or a .gguf file, seen from the server."""
+    thought_format: Format | None = None
 
 
-class Promotion(_MayHaveFormat):
+class Promotion(Strict):
     """Makes a model the one that chat serves.
 
     `thought_format` goes with `name`: how the checkpoint is to think. Without it, as the model
@@ -319,6 +299,7 @@ class Promotion(_MayHaveFormat):
 
     name: Name | None = None
     """Of a checkpoint that has none yet: it becomes the next version of this family."""
+    thought_format: Format | None = None
     thought_budgets: dict[ThinkingEffort, Annotated[int, Field(ge=0, le=10**6)]] | None = None
     """Most tokens of a thought for each `reasoning_effort`. Those not named are a share of the
     budget that the model was trained with: `medium` is all of it. Absent: as they were."""

@@ -41,7 +41,7 @@ def test_there_is_one_for_each_way() -> None:
 def test_the_papers_settings(name: str) -> None:
     request = paper(name)
     assert (request.prompts_per_iteration, request.count) == (5000, 4)
-    assert request.format == SPECIFIC
+    assert request.thought_format == SPECIFIC
     s = request.sampling
     assert (s.samples, s.temperature, s.top_p, s.boundary) == (8, 0.8, 0.95, "natural")
     assert 0 <= request.length_control.rho <= 0.5

@@ -118,7 +118,7 @@ def _sample(services: Services, iteration: Iteration) -> None:
     config = config_of(iteration)
     request = GenerateRequest(
         model=str(iteration.parent_model_id),
-        thought_format=config.format,
+        thought_format=config.thought_format,
         iteration_id=iteration.id,
         sampling=config.sampling,
         shard_size=config.shard_size,
@@ -137,7 +137,7 @@ def _evaluate(
     )
     request = GenerateRequest(
         model=str(model_id),
-        thought_format=config.format,
+        thought_format=config.thought_format,
         iteration_id=iteration.id,
         split="validation",
         sampling=sampling,
@@ -215,7 +215,7 @@ def _choose(session: Session, services: Services, iteration: Iteration) -> None:
     )
     body = {
         "name": config.name,
-        "thought_format": config.format.model_dump(),
+        "thought_format": config.thought_format.model_dump(),
         "lineage": lineage_of(session, iteration)
         | {"prompts": built["prompts"], "validation": built["validation"]},
     }

@@ -73,7 +73,7 @@ def _insert_run(
 
 def _refuse_untrainable(request: IterationRequest) -> None:
     """Outputs as long as they may be must fit into a pair, or the long ones would be left out."""
-    s, thinks = request.sampling, request.format.thinks
+    s, thinks = request.sampling, request.thought_format.thinks
     budget = s.max_response_tokens + (s.max_thought_tokens if thinks else 0)
     if budget > request.training.max_length:
         fields = "sampling.max_response_tokens" + (" + sampling.max_thought_tokens" * thinks)

@@ -108,7 +108,7 @@ def _register(session: Session, request: ModelRegistration) -> ModelRead:
         version=_next_version(session, request.name),
         source=request.source,
         job_id=job.id,
-        thought_format=request.format.model_dump() if request.format else None,
+        thought_format=request.thought_format.model_dump() if request.thought_format else None,
         lineage={},
     )
     session.add(model)
@@ -165,7 +165,7 @@ def promote(reference: str, session: SessionDep, promotion: Promotion | None = N
 
 def _name_promoted(session: Session, model: Model, promotion: Promotion) -> None:
     """Chat serves models by their names, so a checkpoint is promoted with one."""
-    fmt = promotion.format.model_dump() if promotion.format else None
+    fmt = promotion.thought_format.model_dump() if promotion.thought_format else None
     if promotion.name is not None:
         parent = session.get(Model, model.parent_id) if model.parent_id else None
         inherited = parent.thought_format if parent else None
