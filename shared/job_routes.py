@@ -3,10 +3,9 @@
 import hashlib
 import json
 import uuid
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from pydantic import BaseModel
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
@@ -15,11 +14,9 @@ from shared import audit, jobs, log, recovery
 from shared.broker import send_after_commit
 from shared.errors import NotFound
 from shared.models import Job, JobKind, Shard, Status
-from shared.paging import Page, page
+from shared.paging import Limit, Page, page, unix
 from shared.session_dep import SessionDep
 from shared.strict import Read
-
-Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 class Progress(Read):
@@ -46,10 +43,6 @@ class JobRead(Read):
     created_at: int
     started_at: int | None
     finished_at: int | None
-
-
-def unix(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp())
 
 
 def latest_progress(session: Session, job_id: uuid.UUID) -> dict[str, Any] | None:

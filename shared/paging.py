@@ -2,14 +2,17 @@
 
 import uuid
 from collections.abc import Callable
-from typing import Any, Generic, Literal, TypeVar, TypeVarTuple
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar, TypeVarTuple
 
+from fastapi import Query
 from pydantic import BaseModel
 from sqlalchemy import Select, tuple_
 from sqlalchemy.orm import Session
 
 from shared.errors import InvalidRequest
 
+Limit = Annotated[int, Query(ge=1, le=1000)]
 Row = TypeVar("Row")
 Item = TypeVar("Item", bound=BaseModel)
 Columns = TypeVarTuple("Columns")
@@ -21,6 +24,11 @@ class Page(BaseModel, Generic[Item]):
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+
+def unix(moment: datetime | None) -> int | None:
+    """As OpenAI writes it."""
+    return None if moment is None else int(moment.timestamp())
 
 
 def listed(data: list[Item], has_more: bool) -> Page[Item]:

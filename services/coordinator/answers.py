@@ -10,9 +10,8 @@ from services.coordinator.iterations import find
 from services.coordinator.state import format_of
 from shared.answer_filter import visible
 from shared.errors import Conflict, Gone
-from shared.job_routes import Limit
 from shared.models import Completion, Evaluation, Iteration, Prompt
-from shared.paging import Page, page_by_number
+from shared.paging import Limit, Page, page_by_number
 from shared.session_dep import SessionDep
 from shared.strict import Read
 

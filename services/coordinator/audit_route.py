@@ -6,9 +6,8 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from sqlalchemy import select
 
-from shared.job_routes import Limit, unix
 from shared.models import ApiKey, AuditEvent
-from shared.paging import Page, page_by_number
+from shared.paging import Limit, Page, page_by_number, unix
 from shared.session_dep import SessionDep
 from shared.strict import Read
 

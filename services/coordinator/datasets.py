@@ -20,9 +20,8 @@ from shared import audit
 from shared.db import transaction
 from shared.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from shared.idempotency import Once, OnceDep
-from shared.job_routes import Limit, unix
 from shared.models import Dataset, Prompt, Split
-from shared.paging import Page, page
+from shared.paging import Limit, Page, page, unix
 from shared.schemas import InlinePrompt, Name
 from shared.session_dep import SessionDep
 from shared.settings import get_settings

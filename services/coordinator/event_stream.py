@@ -14,9 +14,8 @@ from services.coordinator.iterations import find
 from services.coordinator.progress import progress_of
 from shared.db import transaction
 from shared.errors import InvalidRequest
-from shared.job_routes import Limit, unix
 from shared.models import Event
-from shared.paging import Page, page_by_number
+from shared.paging import Limit, Page, page_by_number, unix
 from shared.session_dep import SessionDep
 from shared.strict import Read
 

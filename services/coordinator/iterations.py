@@ -18,9 +18,8 @@ from services.coordinator.state import job_id
 from shared import audit, log
 from shared.errors import Conflict, NotFound
 from shared.idempotency import OnceDep
-from shared.job_routes import Limit, unix
 from shared.models import Iteration, Job, Status
-from shared.paging import Page, page
+from shared.paging import Limit, Page, page, unix
 from shared.schemas import IterationRequest, Resume
 from shared.session_dep import SessionDep
 from shared.strict import Read

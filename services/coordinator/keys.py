@@ -10,10 +10,9 @@ from sqlalchemy import select
 
 from shared import audit
 from shared.errors import NotFound
-from shared.job_routes import Limit, unix
 from shared.keys import SHOWN, digest, new_key
 from shared.models import ApiKey, Scope
-from shared.paging import Page, page
+from shared.paging import Limit, Page, page, unix
 from shared.schemas import Name
 from shared.session_dep import SessionDep
 from shared.strict import Read, Strict

@@ -8,9 +8,8 @@ from sqlalchemy.orm import aliased
 
 from services.coordinator.iterations import find
 from services.coordinator.state import format_of, job_id
-from shared.job_routes import Limit
 from shared.models import Completion, Judgment, Pair, Prompt
-from shared.paging import Page, page_by_number
+from shared.paging import Limit, Page, page_by_number
 from shared.session_dep import SessionDep
 from shared.strict import Read
 from shared.thought_access import MayReadThoughts, shown

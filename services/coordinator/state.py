@@ -8,10 +8,9 @@ from sqlalchemy.orm import Session
 
 from services.coordinator.pipeline import JobView, State
 from shared.formats import ThoughtFormat
+from shared.lineage import STEPS
 from shared.models import Evaluation, Iteration, Job, Model
 from shared.schemas import IterationRequest
-
-STEPS = ("generate", "judge", "train")
 
 
 def job_id(iteration_id: uuid.UUID, step: str) -> uuid.UUID:

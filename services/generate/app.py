@@ -15,7 +15,6 @@ from shared.formats import ThoughtFormat
 from shared.idempotency import OnceDep
 from shared.job_routes import (
     JobRead,
-    Limit,
     find_job,
     jobs_router,
     params_of,
@@ -25,7 +24,7 @@ from shared.job_routes import (
 from shared.jobs import NewShard
 from shared.model_store import resolve
 from shared.models import Completion, IterationPrompt, JobKind
-from shared.paging import Page, page_by_number
+from shared.paging import Limit, Page, page_by_number
 from shared.schemas import GenerateRequest
 from shared.session_dep import SessionDep
 from shared.sharding import slices

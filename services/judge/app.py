@@ -15,7 +15,6 @@ from shared.errors import Conflict, InvalidRequest, NotFound
 from shared.idempotency import OnceDep
 from shared.job_routes import (
     JobRead,
-    Limit,
     find_job,
     jobs_router,
     params_of,
@@ -26,7 +25,7 @@ from shared.jobs import NewShard
 from shared.judge_specs import model_of, with_model
 from shared.model_store import resolve
 from shared.models import Job, JobKind, Judgment, Shard, Status
-from shared.paging import Page, page_by_number
+from shared.paging import Limit, Page, page_by_number
 from shared.schemas import JudgeItem, JudgeRequest
 from shared.session_dep import SessionDep
 from shared.sharding import slices

@@ -14,12 +14,11 @@ from shared.db import notify
 from shared.errors import Conflict, NotFound
 from shared.formats import ThoughtFormat
 from shared.idempotency import OnceDep
-from shared.job_routes import Limit, unix
 from shared.jobs import NewShard
 from shared.lineage import lineage_of
 from shared.model_store import find, pruned, ref, resolve
 from shared.models import Iteration, Job, JobKind, Model, Status
-from shared.paging import Page, page
+from shared.paging import Limit, Page, page, unix
 from shared.schemas import Effort, ModelRegistration, Name, Promotion
 from shared.session_dep import SessionDep
 from shared.strict import Read, Strict
