@@ -38,7 +38,8 @@ def _register(held: Leases, claim: Claim) -> None:
     try:
         folder = unpack(params["source"], get_settings().model_store / "base")
     except UnpackError as error:
-        held.fail(claim, StageError(str(error), code="model_unusable", param="source"))
+        failure = StageError(str(error), code="model_unusable", param="source", retry=error.retry)
+        held.fail(claim, failure)
         return
     digest, thought_format = weights_sha256(folder), _format(folder, given)
 

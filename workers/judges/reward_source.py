@@ -10,7 +10,6 @@ import httpx2
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     HFValidationError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -21,6 +20,7 @@ from shared.errors import InvalidRequest
 from shared.judge_permissions import check_code
 from shared.judge_specs import RewardModelSpec
 from shared.schemas import JudgeItem
+from workers.exhausted import exit_status
 from workers.judges.base import CannotJudge
 from workers.leases import StageError
 from workers.model_files import ModelFolderError, check_files
@@ -114,7 +114,9 @@ def _find(spec: RewardModelSpec) -> tuple[Path, dict[str, str]]:
         raise CannotJudge(f"{spec.model} is neither a folder nor a Hugging Face id") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise CannotJudge(f"the Hub has no {what}, or keeps it from this worker") from error
-    except (httpx2.HTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (httpx2.HTTPError, OSError) as error:
+        if exit_status(error) is not None:  # the machine's fault, not the Hub's
+            raise
         if constants.HF_HUB_OFFLINE:
             raise CannotJudge(f"{what} is not in the cache, and the Hub is not asked") from error
         raise StageError(
