@@ -70,9 +70,10 @@ def test_a_sound_machine_needs_nothing(smi: Says, libraries: Says) -> None:
         ("Tesla P100, 6.0, 16384, 16000, 470.1", "✗", "compute capability 7.5"),
         ("Tesla T4, 7.5, 15360, 15000, 580.1", "!", "--dtype float16"),
         ("A100, 8.0, 81920, 30000, 580.1", "!", "--gpu-memory-utilization 0.3"),
+        ("NVIDIA GB10, 12.1, [N/A], [N/A], 580.95.05", "✓", ""),
     ],
 )
-def test_gpus_that_are_old_or_busy(
+def test_gpus_that_are_old_or_busy_or_without_memory_of_their_own(
     smi: Says, libraries: Says, line: str, mark: str, fix: str
 ) -> None:
     smi(line)
@@ -105,6 +106,17 @@ def test_a_driver_that_does_not_answer(smi: Says, libraries: Says) -> None:
     libraries("13.0", False, 0)
     assert "version mismatch" in found("GPU").detail
     assert found("GPU").problem
+
+
+def test_a_driver_that_hangs(
+    smi: Says, libraries: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi()
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(gpu, "DRIVER_PATIENCE_S", 0.2)
+    libraries("13.0", False, 0)
+    assert found("GPU").problem
+    assert "restart" in found("GPU").fix
 
 
 def test_a_container_without_the_toolkit(

@@ -16,6 +16,7 @@ from services.cli.doctor.finding import Finding, problem
 from services.cli.doctor.packages import version
 
 PATIENCE_S = 180
+DRIVER_PATIENCE_S = 60
 DRIVER = Path("/proc/driver/nvidia/version")
 FIELDS = "name,compute_cap,memory.total,memory.free,driver_version"
 MIN_CAPABILITY = 7.5
@@ -33,8 +34,9 @@ ASK_VLLM = "import vllm.entrypoints.openai.api_server"
 class Gpu:
     name: str
     capability: float
-    total_mib: int
-    free_mib: int
+    total_mib: int | None
+    free_mib: int | None
+    """None where the driver does not say, as of memory that is the CPU's too."""
     driver: str
 
 
@@ -57,7 +59,13 @@ def _gpus() -> tuple[list[Gpu], Finding | None]:
             return [], problem("GPU", "the host's driver is there, and nvidia-smi is not", fix)
         return [], Finding("GPU", "none, the CPU is used (small models only)")
     query = [f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=60)
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", *query], capture_output=True, text=True, timeout=DRIVER_PATIENCE_S
+        )
+    except subprocess.TimeoutExpired:
+        fix = "the driver hangs: restart the machine (`dmesg` may say why)"
+        return [], problem("GPU", f"nvidia-smi: nothing after {DRIVER_PATIENCE_S} s", fix)
     if done.returncode != 0:
         said = done.stdout.strip() or done.stderr.strip()
         fix = "install the driver anew and restart; without it nothing runs on the GPU"
@@ -67,25 +75,34 @@ def _gpus() -> tuple[list[Gpu], Finding | None]:
 
 def _read(line: str) -> Gpu:
     name, capability, total, free, driver = (cell.strip() for cell in line.split(","))
-    return Gpu(name, float(capability), int(total), int(free), driver)
+    return Gpu(name, float(capability), _mib(total), _mib(free), driver)
+
+
+def _mib(cell: str) -> int | None:
+    return int(cell) if cell.isdigit() else None  # `[N/A]`
 
 
 def _gpu(number: int, gpu: Gpu) -> Finding:
-    free, total = gpu.free_mib / 1024, gpu.total_mib / 1024
     subject = f"GPU {number}"
-    detail = f"{gpu.name}, {free:.0f} of {total:.0f} GiB free, driver {gpu.driver}"
+    detail = f"{gpu.name}, {_room(gpu)}, driver {gpu.driver}"
     if gpu.capability < MIN_CAPABILITY:
         return problem(subject, detail, f"vLLM needs compute capability {MIN_CAPABILITY} or more")
     if gpu.capability < 8:
         return Finding(subject, detail, "no bfloat16: give engines --dtype float16")
-    if free < BUSY * total:
-        share = int(10 * free / total) / 10
+    if gpu.free_mib is not None and gpu.total_mib and gpu.free_mib < BUSY * gpu.total_mib:
+        share = int(10 * gpu.free_mib / gpu.total_mib) / 10
         fix = (
             "others have the rest (`nvidia-smi`): end them, or "
             f"FORETHOUGHT_ENGINE_ARGS='--gpu-memory-utilization {share}'"
         )
         return Finding(subject, detail, fix)
     return Finding(subject, detail)
+
+
+def _room(gpu: Gpu) -> str:
+    if gpu.total_mib is None or gpu.free_mib is None:
+        return "memory unknown"
+    return f"{gpu.free_mib / 1024:.0f} of {gpu.total_mib / 1024:.0f} GiB free"
 
 
 def _torch(gpus: int) -> Finding:
