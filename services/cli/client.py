@@ -11,10 +11,13 @@ from services.cli.errors import CliError
 
 Object = dict[str, Any]
 PAGE_ROWS = 200
+PATIENCE_S = 30.0
+REGISTRATION_S = 600.0
+"""How long a model may take to be registered."""
 
 
 class PlatformAway(CliError):
-    """No platform answers."""
+    """No platform answers, or not in time."""
 
 
 class RequestFailed(CliError):
@@ -47,7 +50,7 @@ class Client:
         self._http = httpx2.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=30.0,
+            timeout=PATIENCE_S,
             trust_env=False,
             transport=transport,
         )
@@ -62,6 +65,11 @@ class Client:
     def _answer(self, method: str, path: str, **options: Any) -> httpx2.Response:
         try:
             response = self._http.request(method, path, **options)
+        except (httpx2.ReadTimeout, httpx2.WriteTimeout):
+            raise PlatformAway(
+                f"the platform at {self.url} did not answer within {PATIENCE_S:.0f} s. It may yet "
+                "do what it was asked: look whether it has before you repeat the command."
+            ) from None
         except httpx2.TransportError as error:
             raise PlatformAway(
                 f"no platform answers at {self.url} ({error}). Start one with `forethought up`, "
@@ -114,16 +122,18 @@ class Client:
     def register_model(self, name: str, source: str) -> Object:
         return self._request("POST", "/models", json={"name": name, "source": source})
 
-    def wait_for_model(self, reference: str, timeout: float = 600.0) -> Object:
+    def wait_for_model(self, reference: str) -> Object:
         """The model once its weights are in the store."""
-        for _ in _every(0.5, timeout):
+        deadline = time.monotonic() + REGISTRATION_S
+        while time.monotonic() < deadline:
             model = self._request("GET", f"/models/{reference}")
             if model["status"] == "ready":
                 return model
             if model["status"] == "failed":
                 reason = (model["error"] or {}).get("message", "see the worker's log")
                 raise CliError(f"model {reference} could not be registered: {reason}")
-        raise CliError(f"model {reference} is not registered after {timeout:.0f} s")
+            time.sleep(0.5)
+        raise CliError(f"model {reference} is not registered after {REGISTRATION_S:.0f} s")
 
     def promote(self, reference: str) -> Object:
         return self._request("POST", f"/models/{reference}/promote")
@@ -162,10 +172,3 @@ class Client:
             if error.status == 404:
                 return None
             raise
-
-
-def _every(seconds: float, timeout: float) -> Iterator[None]:
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        yield
-        time.sleep(seconds)

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 from typer.testing import CliRunner
 
-from services.cli.client import Client, RequestFailed
+from services.cli.client import Client, PlatformAway, RequestFailed
 from services.cli.errors import CliError
 from services.cli.main import app
 
@@ -50,6 +50,15 @@ def test_no_answer_says_how_to_start_a_platform() -> None:
 
     with pytest.raises(CliError, match="forethought up"):
         client(refuse).dataset("x")
+
+
+def test_a_late_answer_is_not_told_as_a_platform_that_is_away() -> None:
+    def stall(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ReadTimeout("timed out", request=request)
+
+    with pytest.raises(PlatformAway, match="did not answer within 30 s") as caught:
+        client(stall).prune(30, dry_run=False)
+    assert "forethought up" not in str(caught.value)
 
 
 def test_a_run_is_started_once_for_a_key() -> None:
