@@ -26,11 +26,11 @@ class ServiceClient:
     """A service by its address, asked with this key, and on behalf of whoever's request is being
     answered. Every call is safe to repeat, so lost connections are retried."""
 
-    def __init__(self, base_url: str, key: str, *, timeout: float = 30.0) -> None:
+    def __init__(self, base_url: str, key: str) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # A proxy of the environment is for what lies outside, and must not see the key.
         self._http = httpx2.Client(
-            base_url=base_url, headers=headers, timeout=timeout, trust_env=False
+            base_url=base_url, headers=headers, timeout=30.0, trust_env=False
         )
 
     def get(self, path: str, **params: Any) -> Body:

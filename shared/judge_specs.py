@@ -36,7 +36,8 @@ class _Judge(Strict):
 
     @property
     def worst(self) -> float | None:
-        """The lower end of its scores; None where they have none."""
+        """The lower end of the scores that an evaluation sees; None where they have none. Where the
+        judge compares, it sees shares won, whatever the judge's own scores are."""
         return 0.0
 
     @property

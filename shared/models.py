@@ -74,7 +74,7 @@ class Split(enum.StrEnum):
 
 
 def _enum(cls: type[enum.Enum]) -> Enum:
-    # Plain text with a check: a new member is an ordinary migration, not an ALTER TYPE.
+    # Plain text that the database does not check: a new member takes no migration.
     return Enum(
         cls,
         native_enum=False,
@@ -325,7 +325,8 @@ class Judgment(Base):
 
 
 class JudgeAnswer(Base):
-    """What a judge at another's address has answered, until its job ends: none is paid twice."""
+    """What a judge at another's address has answered: none is paid twice. Deleted when its job
+    succeeds; of one that fails or is cancelled it stays until the iteration is pruned."""
 
     __tablename__ = "judge_answers"
 

@@ -53,7 +53,7 @@ def listen_public(asked: int | None, default: int, host: str) -> socket.socket:
         return listen(0, host)
 
 
-def reserve(host: str = LOOPBACK) -> socket.socket:
+def reserve() -> socket.socket:
     """A bound socket that keeps its port for a server we start later, as an engine.
 
     It never listens, so connecting is refused until that server does. A server that sets
@@ -61,7 +61,7 @@ def reserve(host: str = LOOPBACK) -> socket.socket:
     so the kernel gives a port that no other reservation holds.
     """
     sock = socket.socket()
-    sock.bind((host, 0))
+    sock.bind((LOOPBACK, 0))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return sock
 

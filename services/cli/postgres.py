@@ -51,11 +51,8 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        return self.url_of(DATABASE)
-
-    def url_of(self, database: str) -> str:
         """For SQLAlchemy; also psycopg's once its `+psycopg` is taken out."""
-        return f"postgresql+psycopg://{USER}@/{database}?host={self._run}"
+        return f"postgresql+psycopg://{USER}@/{DATABASE}?host={self._run}"
 
     def service(self) -> Service:
         """Create the cluster where there is none yet; the server is what the caller starts.

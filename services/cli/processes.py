@@ -83,15 +83,16 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def kill_all(processes: Iterable[psutil.Process], timeout: float = 5.0) -> None:
-    """SIGKILL, and wait until they are gone. psutil refuses a pid that was given to another."""
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL, and wait up to 5 s until they are gone. psutil refuses a pid that was given to
+    another."""
     doomed = list(processes)
     for process in doomed:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(doomed, timeout=timeout)
+    psutil.wait_procs(doomed, timeout=5.0)
 
 
 def signal_group(process: subprocess.Popen[bytes], sig: int) -> None:
@@ -104,13 +105,13 @@ def signal_group(process: subprocess.Popen[bytes], sig: int) -> None:
         return
 
 
-def tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log file; empty where there is none."""
+def tail(log: Path) -> str:
+    """The last 15 lines of a log file; empty where there is none."""
     if not log.exists():
         return ""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 16_384))
-        return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-15:])
 
 
 def start_companion(

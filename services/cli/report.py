@@ -6,6 +6,7 @@ from rich.table import Table
 
 from services.cli.client import Object
 from services.cli.watch import duration
+from shared.figures import interval, number, reasons
 
 Rows = list[tuple[str, str]]
 
@@ -44,10 +45,10 @@ def pairs(report: Object) -> Rows:
         f"{counts['kept']} ({counts['parse_failure']} with an unparsed rejected, "
         f"{counts['by_length_alone']} by length alone)"
     )
-    lengths = f"{_number(report['chosen_length'], 1)} / {_number(report['rejected_length'], 1)}"
+    lengths = f"{number(report['chosen_length'], 1)} / {number(report['rejected_length'], 1)}"
     return [
         ("pairs kept", kept),
-        ("prompts dropped", _reasons(counts["dropped"])),
+        ("prompts dropped", reasons(counts["dropped"])),
         ("mean response length, chosen / rejected", lengths),
     ]
 
@@ -55,13 +56,13 @@ def pairs(report: Object) -> Rows:
 def training(report: Object) -> Rows:
     return [
         ("pairs trained on", f"{report['pairs']}"),
-        ("pairs left out", _reasons(report["pairs_dropped"])),
+        ("pairs left out", reasons(report["pairs_dropped"])),
         ("training steps", f"{report['steps']}"),
         (
             "loss, first / last",
-            f"{_number(report['first_loss'], 4)} / {_number(report['last_loss'], 4)}",
+            f"{number(report['first_loss'], 4)} / {number(report['last_loss'], 4)}",
         ),
-        ("reward margin", _number(report["reward_margin"], 4)),
+        ("reward margin", number(report["reward_margin"], 4)),
     ]
 
 
@@ -70,7 +71,7 @@ def validation(report: Object) -> Rows:
     return [
         (
             "validation score, seed / parent / this",
-            " / ".join(_number(scores[k], 3) for k in ("seed_score", "parent_score", "score")),
+            " / ".join(number(scores[k], 3) for k in ("seed_score", "parent_score", "score")),
         ),
         ("against the seed, 95% interval", _difference(scores["vs_seed"])),
         ("against the parent, 95% interval", _difference(scores["vs_parent"])),
@@ -95,23 +96,4 @@ def timings(seconds: dict[str, float]) -> Rows:
 
 
 def _difference(difference: dict[str, Any]) -> str:
-    low, high = (f"{difference[bound]:+.3f}" for bound in ("low", "high"))
-    return f"{difference['mean']:+.3f} [{low}, {high}] on {difference['n']} prompts"
-
-
-def interval(figure: dict[str, Any] | None, *, signed: bool = False) -> str:
-    """`0.521 [0.480, 0.563]`."""
-    if not figure:
-        return "-"
-    sign = "+" if signed else ""
-    mean, low, high = (f"{figure[key]:{sign}.3f}" for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _reasons(counts: dict[str, int] | None) -> str:
-    """`15 tie, 2 same output`."""
-    return ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in (counts or {}).items()) or "none"
+    return f"{interval(difference, signed=True)} on {difference['n']} prompts"

@@ -12,6 +12,7 @@ from services.cli.connect import connect
 from services.cli.console import DataOption, out, plain, readable_errors
 from services.cli.datadir import DEFAULT, DataDir
 from services.cli.errors import CliError
+from shared.figures import interval
 
 
 def report(
@@ -51,8 +52,8 @@ def run_tables(run: Object) -> list[Table]:
             rates = versus["win_rate"] or {}
             table.add_row(
                 str(versus["number"]),
-                tables.interval(versus["difference"], signed=True),
-                tables.interval(rates.get("raw")),
+                interval(versus["difference"], signed=True),
+                interval(rates.get("raw")),
             )
         shown.append(table)
     return shown
@@ -69,16 +70,16 @@ def _iterations(run: Object) -> Table:
         "pairs",
     )
     table = Table(*columns, title=plain(f"{run['name']} ({run['run_id']})"), title_justify="left")
-    table.add_row("seed", "", tables.interval(run["seed"]["score"]))
+    table.add_row("seed", "", interval(run["seed"]["score"]))
     for row in run["iterations"]:
         won = (row["win_rate"] or {}).get("seed") or {}
         parsed = row["parse_rate"]
         table.add_row(
             str(row["number"]),
             row["status"],
-            tables.interval(row["score"]),
-            tables.interval(won.get("raw")),
-            tables.interval(won.get("length_controlled")),
+            interval(row["score"]),
+            interval(won.get("raw")),
+            interval(won.get("length_controlled")),
             "-" if parsed is None else f"{parsed:.1%}",
             "-" if row["pairs"] is None else str(row["pairs"]),
         )

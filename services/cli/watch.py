@@ -17,6 +17,7 @@ PLAIN_SECONDS = 15.0
 """How often the plain form repeats the state of a stage."""
 AWAY_SECONDS = 600.0
 """How long a platform may be away, as while it is brought to a newer version."""
+BAR_WIDTH = 24
 _STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
 
@@ -151,6 +152,6 @@ def _error(iteration: Object) -> str:
     return f"in {error['stage']}: {error['message']}" if error else ""
 
 
-def _bar(done: int, total: int, width: int = 24) -> Text:
-    full = round(width * done / total) if total else 0
-    return Text("━" * full, "cyan") + Text("━" * (width - full), "grey37")
+def _bar(done: int, total: int) -> Text:
+    full = round(BAR_WIDTH * done / total) if total else 0
+    return Text("━" * full, "cyan") + Text("━" * (BAR_WIDTH - full), "grey37")

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from services.coordinator.report.markup import (
     Json,
     document,
-    interval,
     judge_lines,
-    number,
     percent,
     section,
     table,
@@ -15,6 +13,7 @@ from services.coordinator.report.markup import (
     warning,
 )
 from services.coordinator.report.plot import Line, Point, plot
+from shared.figures import interval, number, reasons
 from shared.models import Iteration
 
 WHOSE = {"training": "training samples", "validation": "validation", "seed": "seed on validation"}
@@ -111,7 +110,7 @@ def _outputs(found: Mapping[str, Json | None]) -> str:
             number(o["scores"]["spread"]["mean_std"]),
             percent(o["scores"]["spread"]["zero_share"]),
             str(o["scores"]["judged"]),
-            _counts(o["scores"]["unjudged_reasons"]),
+            reasons(o["scores"]["unjudged_reasons"]),
         )
         for name, o in _shown(found)
     ]
@@ -133,7 +132,7 @@ def _pairs(report: Json) -> str:
         ("kept", str(counts["kept"])),
         ("with a rejected output that does not parse", str(counts["parse_failure"])),
         ("by length alone", str(counts["by_length_alone"])),
-        ("prompts dropped", _counts(counts["dropped"])),
+        ("prompts dropped", reasons(counts["dropped"])),
         ("mean response tokens, chosen", number(report["chosen_length"], 1)),
         ("mean response tokens, rejected", number(report["rejected_length"], 1)),
     ]
@@ -169,14 +168,9 @@ def _training(found: Json | None) -> str:
         return ""
     rows = [
         ("pairs", str(found["pairs"])),
-        ("pairs left out", _counts(found["pairs_dropped"])),
+        ("pairs left out", reasons(found["pairs_dropped"])),
         ("steps", str(found["steps"])),
         ("loss, first / last", f"{number(found['first_loss'])} / {number(found['last_loss'])}"),
         ("reward margin", number(found["reward_margin"])),
     ]
     return table(("", ""), rows)
-
-
-def _counts(found: dict[str, int] | None) -> str:
-    """`15 tie, 2 same output`."""
-    return ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in (found or {}).items()) or "none"

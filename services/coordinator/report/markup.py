@@ -1,8 +1,10 @@
-"""Pieces of a page: tables, sections, figures as text. Everything given is escaped here."""
+"""Pieces of a page: tables, sections, lines. Everything given is escaped here."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
+
+from shared.figures import interval
 
 Json = dict[str, Any]
 STYLE = """
@@ -40,20 +42,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def interval(figure: Json | None, *, signed: bool = False) -> str:
-    """`0.521 [0.480, 0.563]`."""
-    if not figure:
-        return "-"
-    mean, low, high = (
-        f"{figure[k]:+.3f}" if signed else f"{figure[k]:.3f}" for k in ("mean", "low", "high")
-    )
-    return f"{mean} [{low}, {high}]"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def percent(value: float | None) -> str:

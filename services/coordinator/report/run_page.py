@@ -5,9 +5,7 @@ from collections.abc import Callable
 from services.coordinator.report.markup import (
     Json,
     document,
-    interval,
     judge_lines,
-    number,
     percent,
     section,
     table,
@@ -15,6 +13,7 @@ from services.coordinator.report.markup import (
     warning,
 )
 from services.coordinator.report.plot import Line, Point, plot
+from shared.figures import interval, number
 
 CONTROLLED, THOUGHT, RESPONSE = "length_controlled", "thought_tokens", "response_tokens"
 
