@@ -112,8 +112,8 @@ class Client:
     def cancel(self, iteration_id: str) -> Object:
         return self._request("POST", f"/iterations/{iteration_id}/cancel")
 
-    def resume(self, iteration_id: str) -> Object:
-        return self._request("POST", f"/iterations/{iteration_id}/resume")
+    def resume(self, iteration_id: str, **change: Any) -> Object:
+        return self._request("POST", f"/iterations/{iteration_id}/resume", json=change)
 
     def model(self, reference: str) -> Object | None:
         """By id, `name@v1` or `name`; None where there is none."""

@@ -3,13 +3,10 @@
 import importlib.metadata
 import sys
 import time
-import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.table import Table
 
 from services.cli import (
@@ -17,18 +14,16 @@ from services.cli import (
     demo,
     doctor,
     export_commands,
+    iterate_commands,
     keys_commands,
-    report,
     report_command,
     stack,
 )
 from services.cli.connect import connect
 from services.cli.console import DataOption, err, out, plain, readable_errors
 from services.cli.datadir import DEFAULT, DataDir
-from services.cli.errors import CliError
 from services.cli.ports import LOOPBACK
 from services.cli.supervisor import Stopped, stoppable
-from services.cli.watch import watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -116,41 +111,9 @@ def demo_(data_dir: DataOption = DEFAULT) -> None:
             raise typer.Exit(130 if str(stop) == "SIGINT" else 143) from None
 
 
-@app.command()
-def iterate(
-    file: Annotated[Path, typer.Option("-f", "--file", help="YAML: the body of POST /iterations.")],
-    follow: Annotated[
-        bool, typer.Option("--watch", help="Show progress, then the report.")
-    ] = False,
-    data_dir: DataOption = DEFAULT,
-) -> None:
-    """Start iterations from a config file."""
-    with readable_errors():
-        client = connect(DataDir(data_dir))
-        first = client.start_run(_read_config(file), key=str(uuid.uuid4()))
-        out.print(f"run {first['run_id']}, first iteration {first['id']}")
-        if first["baseline_run_id"]:
-            out.print(f"direct baseline: run {first['baseline_run_id']}")
-        if not follow:
-            return
-        iterations = watch(client, first["run_id"], out)
-        for iteration in iterations:
-            if iteration["status"] == "succeeded":
-                out.print(report.table(iteration))
-        if any(iteration["status"] != "succeeded" for iteration in iterations):
-            raise typer.Exit(1)
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CliError(f"{file}: {error}") from None
-    if not isinstance(config, dict):
-        raise CliError(f"{file}: a mapping of settings is expected")
-    return config
-
-
+app.command("iterate")(iterate_commands.iterate)
+app.command("cancel")(iterate_commands.cancel)
+app.command("resume")(iterate_commands.resume)
 app.command("report")(report_command.report)
 app.add_typer(export_commands.app, name="export")
 app.add_typer(keys_commands.app, name="keys")

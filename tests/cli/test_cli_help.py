@@ -12,7 +12,7 @@ from services.cli.datadir import DataDir
 from services.cli.main import app
 
 runner = CliRunner()
-COMMANDS = ("up", "demo", "iterate", "report", "chat", "prune", "doctor")
+COMMANDS = ("up", "demo", "iterate", "cancel", "resume", "report", "chat", "prune", "doctor")
 EXPORTS = ("alpaca-eval", "arena-hard", "preferences")
 
 

@@ -3,16 +3,11 @@
 import uuid
 from pathlib import Path
 
-import httpx2
 import pytest
-from fastapi.testclient import TestClient
 from sqlalchemy import Engine, update
-from typer.testing import CliRunner
 
 from services.cli import connect, keys_commands, stack
-from services.cli.client import Client
 from services.cli.datadir import DataDir
-from services.cli.main import app
 from services.coordinator.app import app as coordinator
 from shared.access import KEYS
 from shared.db import transaction
@@ -20,27 +15,14 @@ from shared.key_cache import MAX_AGE_SECONDS
 from shared.keys import new_key
 from shared.models import ApiKey
 from tests import access
+from tests.cli.commanded import client, run
 from tests.scripted_engine import serving
 
 
 @pytest.fixture(autouse=True)
 def connected(clean_database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line is pointed at a coordinator, with a key of admin's."""
-    there = TestClient(coordinator)
-
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        path, headers = request.url.raw_path.decode(), dict(request.headers)
-        found = there.request(request.method, path, content=request.read(), headers=headers)
-        return httpx2.Response(found.status_code, content=found.content, request=request)
-
-    client = Client("http://test", access.SERVICE_KEY, httpx2.MockTransport(answer))
-    monkeypatch.setattr(keys_commands, "connect", lambda _: client)
-
-
-def run(*arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == code, result.output
-    return result.output if code else result.stdout
+    monkeypatch.setattr(keys_commands, "connect", lambda _: client())
 
 
 def test_a_key_is_made_listed_and_revoked() -> None:
