@@ -4,7 +4,7 @@ import uuid
 from datetime import datetime, timedelta
 from typing import cast
 
-from sqlalchemy import Select, Text, func, or_, select, update
+from sqlalchemy import Select, Uuid, func, or_, select, update
 from sqlalchemy import cast as as_type
 from sqlalchemy.orm import Session, aliased
 
@@ -87,7 +87,7 @@ def sweep(
         shard.status, shard.error, shard.token = Status.failed, error, None
         shard.leases_lost += 1
         fail_job(session, shard.job_id, error)
-    for job_id, upstream_id in session.execute(_waiting_in_vain()):
+    for job_id, upstream_id in session.execute(_waiting_in_vain()).all():
         message = f"generate job {upstream_id} ended without them all; resume it, then this one"
         fail_job(session, job_id, {"code": "no_responses", "message": message})
     stale = func.clock_timestamp() - timedelta(seconds=resend_after_seconds)
@@ -114,11 +114,13 @@ def _waiting_in_vain() -> Select[uuid.UUID, uuid.UUID]:
     upstream = aliased(Job)
     return (
         select(Job.id, upstream.id)
-        .join(upstream, as_type(upstream.id, Text) == Job.params["generate_job_id"].astext)
+        .join(upstream, upstream.id == as_type(Job.params["generate_job_id"].astext, Uuid))
         .where(
             Job.kind == JobKind.judge,
             Job.status.in_(UNFINISHED),
             Job.step.is_(None),
             upstream.status.in_((Status.failed, Status.cancelled)),
         )
+        .order_by(Job.id)
+        .with_for_update(skip_locked=True, key_share=True, of=Job)
     )

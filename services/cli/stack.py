@@ -18,7 +18,6 @@ from services.cli.postgres import Postgres
 from services.cli.supervisor import Service, Supervisor
 from services.cli.valkey import Valkey
 from shared.keys import EVERY_SCOPE
-from shared.settings import get_settings
 
 DEFAULT_PORT = 8000
 JOB_SERVICES = ("generate", "judge", "train")
@@ -179,7 +178,7 @@ def _background(env: Mapping[str, str]) -> list[Service]:
     ]
     # These ask no service, and may run a reward model's own code.
     keyless = {name: value for name, value in env.items() if name != "FORETHOUGHT_SERVICE_KEY"}
-    port = get_settings().metrics_port
+    port = int(env.get("FORETHOUGHT_METRICS_PORT") or 0)
     inference = keyless | ({"FORETHOUGHT_METRICS_PORT": str(port + 1)} if port else {})
     # On a stop they end their engines and stages, and give back the shards in work.
     return [

@@ -208,7 +208,7 @@ def _choose(session: Session, services: Services, iteration: Iteration) -> None:
         return
     chosen = evaluation.best(scored)
     # A report on very many prompts computes for longer than a session may be idle.
-    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '30min'"))
     built = report.build(session, iteration, chosen)
     promoted = config.promote == "always" or (
         config.promote == "if_better" and built["validation"]["vs_seed"]["mean"] > 0

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 import psycopg
 from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from services.coordinator import prune
 from services.coordinator.advance import Services, advance, fail, left_behind, stop_jobs
@@ -71,8 +71,9 @@ def _take(services: Services, iteration_id: uuid.UUID, stop: threading.Event) ->
         except Exception as error:
             if is_away(error):
                 raise
-            if is_full(error):
-                logger.warning("will retry: the database's disk is full")
+            if is_full(error) or isinstance(error, ProgrammingError):
+                # Its disk has no room, or it has not the newest schema yet.
+                logger.warning("will retry: %s", type(error).__name__)
                 return
             logger.exception("cannot go on with the iteration")
             _faults[iteration_id] += 1

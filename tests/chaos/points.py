@@ -34,6 +34,8 @@ STORE = os.environ.get("FORETHOUGHT_MODEL_STORE", "")
 PRODUCT = ("services.", "workers.", "shared.", "__main__")
 LATE_SECONDS = 3.0
 WRITES = re.compile(r"\s*(INSERT INTO|UPDATE|DELETE FROM)\s+(\w+)")
+SESSIONS = ("shared.db", "shared.session_dep")
+"""Where transactions are made, whosoever they are."""
 ROLES = re.compile(r"services\.(\w+)\.app:|services\.coordinator\.(loop)|workers\.(\w+)")
 
 
@@ -181,7 +183,7 @@ def _caller() -> str:
     frame = sys._getframe(2)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module.startswith(PRODUCT) and module != "shared.db":
+        if module.startswith(PRODUCT) and module not in SESSIONS:
             name = ROLE if module == "__main__" else module.rpartition(".")[2]
             return f"{name}.{frame.f_code.co_name}"
         frame = frame.f_back  # type: ignore[assignment]

@@ -14,7 +14,6 @@ import pytest
 from services.cli import stack
 from services.cli.datadir import DataDir
 from services.cli.ports import listen, port_of
-from shared.settings import get_settings
 from tests.access import bearer
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -90,13 +89,9 @@ def test_data_servers_that_are_killed_start_again(platform: psutil.Process, data
     assert kept.status_code == 200, kept.text
 
 
-def test_inference_shows_its_figures_on_the_port_after_the_workers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("FORETHOUGHT_METRICS_PORT", "9000")
-    get_settings.cache_clear()
-    started = {service.name: service.env or {} for service in stack._background(os.environ)}
-    get_settings.cache_clear()
+def test_inference_shows_its_figures_on_the_port_after_the_workers() -> None:
+    env = {"FORETHOUGHT_METRICS_PORT": "9000"}
+    started = {service.name: service.env or {} for service in stack._background(env)}
     assert started["worker"]["FORETHOUGHT_METRICS_PORT"] == "9000"
     assert started["inference"]["FORETHOUGHT_METRICS_PORT"] == "9001"
 

@@ -116,9 +116,11 @@ def real_engine(folder: Path, engine_args: str, **env: str) -> Iterator[Engine]:
             patch.setenv(name, value)
         get_settings.cache_clear()
         engine = Engine(port_of(port), "engine")
-        yield engine
-        engine.close()
-    get_settings.cache_clear()
+        try:
+            yield engine
+        finally:
+            engine.close()
+            get_settings.cache_clear()
 
 
 @pytest.mark.vllm

@@ -70,14 +70,16 @@ def watched(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iter
         watched.promote(watched.folder)
         thread = threading.Thread(target=inference._work, args=(Inference(engine, stop), stop))
         thread.start()
-        until(lambda: state() == "ready", "it is served", 60)
-        yield watched
-        stop.set()
-        engine.stop()
-        thread.join(20)
-        engine.close()
-    get_settings.cache_clear()
-    empty_tables(db.get_engine())
+        try:
+            until(lambda: state() == "ready", "it is served", 60)
+            yield watched
+        finally:
+            stop.set()
+            engine.stop()
+            thread.join(20)
+            engine.close()
+            get_settings.cache_clear()
+            empty_tables(db.get_engine())
 
 
 def state() -> str | None:
