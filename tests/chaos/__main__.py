@@ -62,7 +62,10 @@ def campaign(runs: int, start: int, rng: random.Random, only: list[str]) -> list
 def verdict(outcome: Outcome) -> str:
     if outcome.problem is not None:
         return f"[red]{outcome.problem}[/]"
-    return "[yellow]same, undisturbed[/]" if outcome.undone else "[green]same[/]"
+    if outcome.undone:
+        return "[yellow]same, undisturbed[/]"
+    cost = f", {outcome.again:.2f} shards again" if outcome.again > 0 else ""
+    return f"[green]same[/]{cost}"
 
 
 def useful_share(minutes: float, rng: random.Random) -> float:
