@@ -63,7 +63,8 @@ class Scripted:
         def iteration() -> Object:
             return self.client.iterations(run_id)[0]
 
-        until(lambda: iteration()["stage"] != "generate" or iteration()["error"], "pairs", 120)
+        sampled = ("pair", "train", "validate")
+        until(lambda: iteration()["stage"] in sampled or iteration()["error"], "it is sampled", 120)
         found = self.client.cancel(iteration()["id"])
         assert found["status"] == "cancelled", found["error"]
         job = f"SELECT id FROM jobs WHERE step = 'generate' AND iteration_id = '{found['id']}'"

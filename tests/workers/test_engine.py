@@ -123,23 +123,24 @@ def real_engine(folder: Path, engine_args: str, **env: str) -> Iterator[Engine]:
             get_settings.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def real(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Serves the bundled model to one request at a time."""
+    folder = tmp_path_factory.mktemp("engine")
+    # A machine need not have a compiler, nor any other tool but what vLLM asks for its cores.
+    lscpu = shutil.which("lscpu")
+    assert lscpu is not None
+    (folder / "bin").mkdir()
+    (folder / "bin" / "lscpu").symlink_to(lscpu)
+    with real_engine(folder, "--max-num-seqs 1", PATH=str(folder / "bin")) as engine:
+        engine.ensure(weights(bundled))
+        yield engine
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 class TestRealServer:
-    @pytest.fixture(scope="class")
-    def engine(self, bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-        """Serves the bundled model to one request at a time."""
-        folder = tmp_path_factory.mktemp("engine")
-        # A machine need not have a compiler, nor any other tool but what vLLM asks for its cores.
-        lscpu = shutil.which("lscpu")
-        assert lscpu is not None
-        (folder / "bin").mkdir()
-        (folder / "bin" / "lscpu").symlink_to(lscpu)
-        with real_engine(folder, "--max-num-seqs 1", PATH=str(folder / "bin")) as engine:
-            engine.ensure(weights(bundled))
-            yield engine
-
     def test_an_engine_that_does_not_start_shows_its_last_lines(
         self, bundled: Path, tmp_path: Path
     ) -> None:
@@ -150,29 +151,29 @@ class TestRealServer:
             engine.ensure(weights(bundled))
 
     def test_weights_are_swapped_in_place(
-        self, engine: Engine, bundled: Path, tmp_path: Path
+        self, real: Engine, bundled: Path, tmp_path: Path
     ) -> None:
         other = tiny_model.changed(bundled, tmp_path / "other")
         for folder in (bundled, other, bundled):
-            engine.ensure(weights(folder))
-            label = httpx2.get(f"{engine.url}/weight_info").json()["weight_version"]
+            real.ensure(weights(folder))
+            label = httpx2.get(f"{real.url}/weight_info").json()["weight_version"]
             assert label == weights(folder).sha256
-        assert engine.starts == 1
-        engine.check(20)
+        assert real.starts == 1
+        real.check(20)
 
     def test_what_waits_behind_a_swap_does_not_go_on_with_other_weights(
-        self, engine: Engine, bundled: Path, tmp_path: Path
+        self, real: Engine, bundled: Path, tmp_path: Path
     ) -> None:
         other = tiny_model.changed(bundled, tmp_path / "other")
         body = {"prompt": "Once", "max_tokens": 60, "ignore_eos": True, "temperature": 0}
 
         def ask() -> str:
-            answer = httpx2.post(f"{engine.url}/v1/completions", json=body, timeout=120)
+            answer = httpx2.post(f"{real.url}/v1/completions", json=body, timeout=120)
             return str(answer.json()["choices"][0]["finish_reason"])
 
-        with ThreadPoolExecutor() as pool, closing(EngineAdmin(engine.url)) as admin:
+        with ThreadPoolExecutor() as pool, closing(EngineAdmin(real.url)) as admin:
             under_way = pool.submit(ask)
-            until(lambda: not engine.idle(), "it runs")
+            until(lambda: not real.idle(), "it runs")
             waiting = pool.submit(ask)
             time.sleep(1)
             admin.swap(str(other), "other")
