@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     loop_poll_seconds: float = 1.0
     """How often the loop looks without having been told."""
     resend_after_seconds: float = 15.0
-    """After which a job that nobody works on is sent again."""
+    """After which a job that has a shard to take is sent again."""
     worker_threads: int = 4
     """Of Celery under `forethought up`; in containers the worker's command says it."""
     checkpoint_seconds: float = 600.0

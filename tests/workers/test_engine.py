@@ -1,5 +1,6 @@
 """One engine, many weights: swapped in place, verified, and started anew only when it must be."""
 
+import itertools
 import json
 import shutil
 import time
@@ -18,7 +19,7 @@ from tests.scripted_engine import ScriptedEngine, running
 from tests.waiting import until
 from tests.workers import tiny_model
 from workers.engine import Engine, EngineStartError, ModelWeights, SwapError
-from workers.engine_admin import EngineAdmin
+from workers.engine_admin import EngineAdmin, EngineTimeout
 from workers.model_folder import write_probe
 from workers.weights import weights_sha256
 
@@ -104,6 +105,16 @@ class TestSwap:
         server.probes = {tuple(probe["token_ids"]): [-9.0] * len(probe["logprobs"])}
         with pytest.raises(SwapError, match="nats off the trainer's"):
             engine.ensure(weights(other))
+
+    def test_an_engine_that_answers_nothing_is_hung_unless_others_get_tokens(
+        self, engine: Engine, server: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server.hangs = True
+        with pytest.raises(EngineTimeout):
+            engine.check(0.2)
+        done = itertools.count()
+        monkeypatch.setattr(engine._admin, "tokens_done", lambda: next(done))
+        engine.check(0.2)
 
 
 @contextmanager

@@ -63,8 +63,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iter
     stop = threading.Event()
     with pytest.MonkeyPatch.context() as patch, reserve() as port:
         patch.setattr(engine_process, "command", scripted)
-        # How long it really takes is shown on the real engine (`tests/real/test_chat.py`).
-        patch.setattr(inference, "CANARY_SECONDS", 3.0)
         patch.setenv("FORETHOUGHT_LOG_DIR", str(folder))
         get_settings.cache_clear()
         engine = Engine(port_of(port), "engine")
