@@ -36,7 +36,7 @@ from workers import ranks
 from workers.checkpoints import Recorder, changed_fraction, read_metrics
 from workers.die_with_parent import die_with_parent
 from workers.dpo import PairTrainer, computes_in_bfloat16, dpo_config, micro_batch_size
-from workers.exhausted import RANK_STATUS, exit_status
+from workers.exhausted import RANK_STATUS, USED_SETTINGS, exit_status
 from workers.model_files import ModelFolderError
 from workers.model_folder import check_folder
 from workers.preference_data import ChatTokens, TrainError, counts_of, tokenize_pairs
@@ -126,6 +126,8 @@ def _train(config: TrainConfig, scratch: Path) -> float:
         check_folder(base)
     except ModelFolderError as error:
         raise TrainError(str(error), "model") from error
+    if ranks.is_first():
+        (config.out_dir / USED_SETTINGS).write_text(json.dumps(_resolved(config)))
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokens, longest = ChatTokens(tokenizer, _eos_ids(base)), _max_length(config)
     pairs = ranks.first_ahead(

@@ -29,7 +29,13 @@ from shared.jobs import Claim
 from shared.model_store import training_folder
 from shared.models import Completion, Iteration, Json, Model, Pair, Prompt
 from shared.settings import get_settings
-from workers.exhausted import DISK_FULL, OUT_OF_MEMORY, disk_full_message, oom_kills
+from workers.exhausted import (
+    DISK_FULL,
+    OUT_OF_MEMORY,
+    USED_SETTINGS,
+    disk_full_message,
+    oom_kills,
+)
 from workers.leases import Leases, StageError, bound, leases
 from workers.metrics_file import MetricsFile
 from workers.resume import SEAL
@@ -87,7 +93,7 @@ def _train(held: Leases, claim: Claim) -> None:
     try:
         _run(held, claim, out)
     except OutOfMemory:
-        held.hand_back(claim, claim.payload | {"smaller": _smaller(claim, training)})
+        held.hand_back(claim, claim.payload | {"smaller": _smaller(claim, out, training)})
         return
     result = json.loads((out / "result.json").read_text())
     for checkpoint in result["checkpoints"]:
@@ -115,9 +121,10 @@ def _workplace(job_folder: Path, claim: Claim) -> Path:
     return out
 
 
-def _smaller(claim: Claim, training: Json) -> Json:
+def _smaller(claim: Claim, out: Path, training: Json) -> Json:
     """Settings of the one retry after an out-of-memory death."""
-    micro = min(training["micro_batch_size"], training["batch_size"])
+    used = out / USED_SETTINGS
+    micro = (json.loads(used.read_text()) if used.exists() else training)["micro_batch_size"]
     if "smaller" in claim.payload or micro == 1:
         raise StageError(
             f"the training ran out of memory with a micro-batch of {micro} pairs; a smaller one, "

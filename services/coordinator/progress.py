@@ -1,8 +1,8 @@
 """How far an iteration's current stage is, with its speed and the time it still needs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
@@ -30,10 +30,40 @@ class IterationProgress(Read):
 def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
     if iteration.stage == "train":
         return _training(session, iteration)
-    kinds = (JobKind.generate, JobKind.judge)
     jobs = [] if iteration.status.terminal else _stage_jobs(session, iteration)
+    counts = [(_counted(session, job), each) for job, each in _seconds_each(jobs)]
+    made = sum(of.made * each for of, each in counts)
+    left = sum(of.left * each for of, each in counts)
+    sampling = [j for j in jobs if j.kind is JobKind.generate]
+    tokens = sum(of.tokens for of, _ in counts)
+    seconds, sampled_seconds = _busy_seconds(jobs), _busy_seconds(sampling)
+    telling = made > TELLING_SHARE * (made + left)
+    return IterationProgress(
+        stage=iteration.stage,
+        done=sum(of.done for of, _ in counts),
+        total=sum(of.total for of, _ in counts),
+        unit="shards",
+        tokens_per_second=round(tokens / sampled_seconds, 1)
+        if telling and sampled_seconds
+        else None,
+        eta_seconds=round(seconds / made * left, 1) if telling and left else None,
+        note=None if seconds or not jobs else "waiting for a worker and its engine",
+    )
+
+
+class _Counts(NamedTuple):
+    """Shards of a job. `made` and `left` count one that is under way in parts."""
+
+    done: int
+    total: int
+    made: float
+    """Since the job started last: what was there before a resume says nothing of its speed."""
+    left: float
+    tokens: float
+
+
+def _counted(session: Session, job: Job) -> _Counts:
     running = Shard.status == Status.running
-    # After a resume a job has started anew; what was there before says nothing of its speed.
     fresh = Shard.finished_at >= Job.started_at
     done, total, share, fresh_done, tokens = session.execute(
         select(
@@ -45,24 +75,34 @@ def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
             + _sum(Shard.progress["tokens"].as_float(), running),
         )
         .join(Job, Job.id == Shard.job_id)
-        .where(Shard.job_id.in_([j.id for j in jobs]), Job.kind.in_(kinds))
+        .where(Job.id == job.id)
     ).one()
-    seconds = _busy_seconds(jobs)
-    made, left = fresh_done + share, total - done - share
-    telling = made > TELLING_SHARE * (made + left)
-    return IterationProgress(
-        stage=iteration.stage,
-        done=done,
-        total=total,
-        unit="shards",
-        tokens_per_second=round(tokens / seconds, 1) if telling and seconds else None,
-        eta_seconds=round(seconds / made * left, 1) if telling and seconds else None,
-        note=None if seconds or not jobs else "waiting for a worker and its engine",
-    )
+    return _Counts(done, total, fresh_done + share, total - done - share, tokens)
 
 
 def _sum(values: ColumnElement[float], of: ColumnElement[bool]) -> ColumnElement[float]:
     return func.coalesce(func.sum(values).filter(of), 0.0)
+
+
+def _seconds_each(jobs: Sequence[Job]) -> Iterator[tuple[Job, float]]:
+    """Each job with what a shard of it takes, for jobs weigh by their work.
+
+    As its shards that are done have shown. Before that, a generate job samples as fast as the
+    others, and a judge takes no time.
+    """
+    known = [j for j in jobs if j.shards_done]
+    sampled = [j for j in known if j.kind is JobKind.generate]
+    samples = sum(j.shards_done * _samples(j) for j in sampled)
+    each = sum(j.shard_seconds for j in sampled) / samples if samples else 1.0
+    for job in jobs:
+        if job.shards_done:
+            yield job, job.shard_seconds / job.shards_done
+        else:
+            yield job, each * _samples(job) if job.kind is JobKind.generate else 0.0
+
+
+def _samples(job: Job) -> int:
+    return int(job.params["sampling"]["samples"])
 
 
 def _stage_jobs(session: Session, iteration: Iteration) -> Sequence[Job]:
@@ -79,12 +119,14 @@ def _stage_jobs(session: Session, iteration: Iteration) -> Sequence[Job]:
 
 
 def _busy_seconds(jobs: Sequence[Job]) -> float:
-    """Seconds in which generate jobs ran; those of one stage may follow one another."""
-    return sum(
-        ((j.finished_at or datetime.now(UTC)) - j.started_at).total_seconds()
-        for j in jobs
-        if j.started_at is not None and j.kind is JobKind.generate
-    )
+    """Seconds in which at least one of them ran."""
+    now = datetime.now(UTC)
+    ran = sorted((j.started_at, j.finished_at or now) for j in jobs if j.started_at is not None)
+    seconds, until = 0.0, datetime.min.replace(tzinfo=UTC)
+    for start, end in ran:
+        seconds += max(0.0, (end - max(until, start)).total_seconds())
+        until = max(until, end)
+    return seconds
 
 
 def _training(session: Session, iteration: Iteration) -> IterationProgress:

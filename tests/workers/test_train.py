@@ -19,6 +19,7 @@ from shared.schemas import LoraSettings, Training
 from tests.workers import tiny_model
 from workers import checkpoints
 from workers.dpo import PairTrainer, StepSampler, dpo_config
+from workers.exhausted import USED_SETTINGS
 from workers.lm_head import add_completion_head
 from workers.preference_data import ChatTokens, TrainError, tokenize_pairs
 from workers.train import TrainConfig, main
@@ -72,6 +73,7 @@ def test_the_result_has_the_settings_as_they_were_used(config: TrainConfig) -> N
     used = main(using(config, epochs=1, batch_size=6, micro_batch_size=4))["settings"]
     assert used["dtype"] == ("bfloat16" if torch.cuda.is_available() else "float32")
     assert (used["micro_batch_size"], used["max_length"]) == (3, 256)
+    assert json.loads((config.out_dir / USED_SETTINGS).read_text()) == used
 
 
 def test_a_pair_that_is_left_out_is_counted(config: TrainConfig) -> None:

@@ -20,7 +20,8 @@ from shared.schemas import Training
 from tests import factories
 from tests.workers import tiny_model
 from workers import train_job
-from workers.exhausted import DISK_FULL, OUT_OF_MEMORY, exit_status
+from workers.dpo import micro_batch_size
+from workers.exhausted import DISK_FULL, OUT_OF_MEMORY, USED_SETTINGS, exit_status
 from workers.leases import Leases, StageError
 
 FAST = Training(batch_size=4, micro_batch_size=2)
@@ -49,17 +50,21 @@ def test_out_of_memory_is_tried_once_with_less_before_it_counts(
     tried = []
 
     def dies(_: Leases, __: Claim, out: Path) -> None:
-        tried.append(json.loads((out / "config.json").read_text())["settings"]["micro_batch_size"])
+        settings = json.loads((out / "config.json").read_text())["settings"]
+        tried.append(settings["micro_batch_size"])
+        used = micro_batch_size(Training.model_validate(settings))
+        (out / USED_SETTINGS).write_text(json.dumps({"micro_batch_size": used}))
         raise train_job.OutOfMemory
 
     monkeypatch.setattr(train_job, "_run", dies)
-    job_id = submit(FAST)
+    # Of 4, a step of 6 pairs uses 3; half of 4 would be tried in vain where 3 do not fit.
+    job_id = submit(Training(batch_size=6, micro_batch_size=4))
     train_job.main(job_id, "worker")
     shard = shard_of(job_id)
     assert (shard.status, shard.attempt) == (Status.queued, 0)
     train_job.main(job_id, "worker")
     shard = shard_of(job_id)
-    assert tried == [2, 1]
+    assert tried == [4, 1]
     assert shard.status is Status.failed
     assert shard.error is not None
     assert shard.error["code"] == "out_of_memory"
