@@ -15,7 +15,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from workers.engine import ModelWeights
 from workers.model_folder import write_probe
+from workers.weights import weights_sha256
 
 END = "<|im_end|>"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", END]
@@ -107,3 +109,8 @@ def some_pairs(count: int) -> list[dict[str, object]]:
         }
         for n in range(count)
     ]
+
+
+def weights(folder: Path) -> ModelWeights:
+    """What an engine is asked to load."""
+    return ModelWeights(folder.name, folder, weights_sha256(folder))
