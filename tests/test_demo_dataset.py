@@ -18,8 +18,22 @@ def rows() -> list[dict[str, Any]]:
 
 
 def test_scripts_write_the_same_bytes() -> None:
-    assert demo.jsonl(demo.CATEGORIES).encode() == demo.PATH.read_bytes()
-    assert demo.jsonl(learning.CATEGORIES).encode() == learning.PATH.read_bytes()
+    written = {
+        demo.PATH: demo.prompts(demo.CATEGORIES),
+        learning.PATH: demo.prompts(learning.CATEGORIES),
+        learning.TEST_PATH: learning.test_prompts(),
+    }
+    for path, rows in written.items():
+        assert demo.jsonl(rows).encode() == path.read_bytes(), path
+
+
+def test_no_run_of_the_experiment_sees_its_test() -> None:
+    seen, test = (
+        {json.loads(line)["text"] for line in path.read_text().splitlines()}
+        for path in (learning.PATH, learning.TEST_PATH)
+    )
+    assert len(test) == 240
+    assert not seen & test
 
 
 def test_every_prompt_is_valid_and_carries_checks(rows: list[dict[str, Any]]) -> None:

@@ -5,14 +5,15 @@ million parameters that answers in about 60 tokens: each prompt mixes requiremen
 often with one that it meets now and then, so that its answers to one prompt score differently.
 """
 
+import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 PATH = Path(__file__).with_name("prompts.jsonl")
-TRAIN, VALIDATION = 50, 12
-"""Prompts of each category in each split."""
+SPLITS = {"train": 50, "validation": 12}
+"""Prompts of each category."""
 
 Check = dict[str, object]
 Requirement = tuple[str, Check]
@@ -214,21 +215,23 @@ CATEGORIES: list[Category] = [
 ]  # fmt: skip
 
 
-def prompts(categories: Sequence[Category]) -> list[dict[str, object]]:
-    """The training prompts, then those of validation, each in mixed order of categories."""
-    train: list[dict[str, object]] = []
-    validation: list[dict[str, object]] = []
+def prompts(
+    categories: Sequence[Category], splits: Mapping[str, int] = SPLITS
+) -> list[dict[str, object]]:
+    """The prompts of each split, in mixed order of categories; `splits` holds how many of each."""
+    rows: dict[str, list[dict[str, object]]] = {split: [] for split in splits}
     for make in categories:
         category = make.__name__
         drafts = _distinct(make, random.Random(category))
-        for i in range(TRAIN + VALIDATION):
-            split, into = ("train", train) if i < TRAIN else ("validation", validation)
-            text, checks = next(drafts)
-            into.append({"text": text, "split": split, "category": category, "checks": checks})
+        for split, count in splits.items():
+            for text, checks in itertools.islice(drafts, count):
+                rows[split].append(
+                    {"text": text, "split": split, "category": category, "checks": checks}
+                )
     rng = random.Random(0)
-    rng.shuffle(train)
-    rng.shuffle(validation)
-    return train + validation
+    for some in rows.values():
+        rng.shuffle(some)
+    return list(itertools.chain.from_iterable(rows.values()))
 
 
 def _distinct(make: Category, rng: random.Random) -> Iterator[Draft]:
@@ -240,9 +243,9 @@ def _distinct(make: Category, rng: random.Random) -> Iterator[Draft]:
             yield text, checks
 
 
-def jsonl(categories: Sequence[Category]) -> str:
-    return "".join(json.dumps(prompt) + "\n" for prompt in prompts(categories))
+def jsonl(rows: Iterable[dict[str, object]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":
-    PATH.write_text(jsonl(CATEGORIES), encoding="utf-8")
+    PATH.write_text(jsonl(prompts(CATEGORIES)), encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Writes `prompts.jsonl` beside it: the demo's kinds of prompts, with bounds in both directions.
+"""Writes `prompts.jsonl` and `test.jsonl`: the demo's kinds of prompts, with bounds both ways.
 
 `python -m experiments.learning.make_prompts`, with the same bytes each time. The demo's bound the
-number of words from above alone, so that a model learns to be brief whatever it is asked.
+number of words from above alone, so that a model learns to be brief whatever it is asked. No run
+sees the prompts of the test.
 """
 
 import random
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from configs.demo.make_prompts import (
     NO_COMMAS,
+    SPLITS,
     TOPICS,
     Category,
     Draft,
@@ -20,6 +22,7 @@ from configs.demo.make_prompts import (
     keyword,
     lists,
     naming,
+    prompts,
     sentences,
     starts_with,
     sums,
@@ -27,6 +30,9 @@ from configs.demo.make_prompts import (
 )
 
 PATH = Path(__file__).with_name("prompts.jsonl")
+TEST_PATH = Path(__file__).with_name("test.jsonl")
+TEST_PROMPTS = 30
+"""Of each category."""
 LONG = [30, 35, 40]
 """Words: an answer of 64 tokens has room for them, and most of such a model have fewer."""
 
@@ -81,5 +87,12 @@ CATEGORIES: list[Category] = [
     sums,
 ]  # fmt: skip
 
+
+def test_prompts() -> list[dict[str, object]]:
+    rows = prompts(CATEGORIES, SPLITS | {"test": TEST_PROMPTS})
+    return [row for row in rows if row["split"] == "test"]
+
+
 if __name__ == "__main__":
-    PATH.write_text(jsonl(CATEGORIES), encoding="utf-8")
+    PATH.write_text(jsonl(prompts(CATEGORIES)), encoding="utf-8")
+    TEST_PATH.write_text(jsonl(test_prompts()), encoding="utf-8")

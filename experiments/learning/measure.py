@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from experiments.learning.make_prompts import PATH
+from experiments.learning.make_prompts import TEST_PATH
 from services.cli.watch import TERMINAL
 from services.coordinator.evaluation import with_interval
 from shared.client import ServiceClient
 
 Json = dict[str, Any]
-PAGE_ROWS = 200
+PAGE_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,8 @@ class Measured:
 
 
 def held_out() -> list[Json]:
-    prompts = [json.loads(line) for line in PATH.read_text().splitlines()]
-    return [
-        {"text": p["text"], "checks": p["checks"]} for p in prompts if p["split"] == "validation"
-    ]
+    prompts = [json.loads(line) for line in TEST_PATH.read_text().splitlines()]
+    return [{"text": p["text"], "checks": p["checks"]} for p in prompts]
 
 
 def measure(services: Services, model: str, thought_format: str, sampling: Json) -> Measured:
