@@ -64,7 +64,7 @@ def running(options: Options, say: Say, warn: Say) -> Iterator[Stack]:
         engines = [stack.enter_context(closing(reserve())) for _ in range(2)]
         run = stack.enter_context(run_dir())
         supervisor = stack.enter_context(Supervisor(options.data.logs, run, warn))
-        env = _environment(options.data, sockets, engines)
+        env = _environment(options.data, run, sockets, engines)
         _start(supervisor, env, options.data, run, sockets, say)
         url = env["FORETHOUGHT_COORDINATOR_URL"]
         key = _ready_key(options.data, url, env["FORETHOUGHT_SERVICE_KEY"])
@@ -113,7 +113,7 @@ def _start(
 
 
 def _environment(
-    data: DataDir, sockets: Mapping[str, socket.socket], engines: list[socket.socket]
+    data: DataDir, run: Path, sockets: Mapping[str, socket.socket], engines: list[socket.socket]
 ) -> dict[str, str]:
     """Ours over the caller's; what the caller set about data, models and engines stays."""
     root = data.root.absolute()
@@ -127,6 +127,8 @@ def _environment(
         "FORETHOUGHT_WORKER_ENGINE_PORT": str(port_of(engines[0])),
         "FORETHOUGHT_INFERENCE_ENGINE_PORT": str(port_of(engines[1])),
         "PYTHONUNBUFFERED": "1",
+        # The sockets of an engine that was killed stay behind.
+        "VLLM_RPC_BASE_PATH": str(run),
     }
     for folder in (data.models, data.files):
         folder.mkdir(parents=True, exist_ok=True)
