@@ -27,7 +27,7 @@ env: ## Write .env for docker compose, with secrets of its own
 	@echo "wrote .env; next: docker compose up"
 
 test: setup lint .venv-clients/installed ## Lint and run the tests; TESTS=tests/shared for some of them
-	$(PY) -m pytest -n 2 --no-loadscope-reorder $(TESTS)
+	$(PY) -m pytest $(TESTS)
 
 .venv-clients/installed: requirements/clients.lock | setup
 	@$(PY) -m venv --clear .venv-clients

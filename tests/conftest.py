@@ -14,8 +14,6 @@ import hypothesis
 import pytest
 from sqlalchemy import Engine, true
 from sqlalchemy.orm import Session
-from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
 from services.cli.postgres import Postgres
 from services.cli.valkey import Valkey
@@ -25,7 +23,6 @@ from tests.access import SERVICE_KEY
 from tests.data_servers import empty_tables, serving
 
 RUN_DIR = pytest.StashKey[Path]()
-REAL = "tests/real/"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,24 +43,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # How long an example takes says nothing on a busy machine.
     hypothesis.settings.register_profile("tests", deadline=None)
     hypothesis.settings.load_profile("tests")
-
-
-class _Shares(LoadScopeScheduling):  # type: ignore[misc]
-    """Of `pytest -n 2`: each process has whole files, and one has all with the real model, for
-    whose engine takes all cores."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return REAL if file.startswith(REAL) else file
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Shares:
-    return _Shares(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that both processes end at about the same time."""
-    items.sort(key=lambda item: (REAL not in item.nodeid, item.get_closest_marker("slow") is None))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
