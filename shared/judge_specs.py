@@ -101,7 +101,8 @@ class Pointwise(_Judge):
     samples: int = Field(default=1, ge=1, le=64)
     """How many scores are averaged; more than one is sampled at temperature 1."""
     expected: bool = False
-    """Take the mean over the probabilities of the score's token, asked for without reasons."""
+    """Take the mean over the probabilities of the score's token, asked for without reasons and
+    from 0 to 9."""
     max_tokens: int = Field(default=1024, ge=1, le=32_768)
 
     @model_validator(mode="after")

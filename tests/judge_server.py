@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from shared.settings import get_settings
@@ -55,7 +55,8 @@ class JudgeServer:
             error = {"error": {"message": f"no: {body}", "code": reply.code, "type": "error"}}
             return JSONResponse(error, reply.status, reply.headers)
         if isinstance(reply.changes, str):
-            return HTMLResponse(reply.changes)
+            kind = "application/json" if reply.changes.startswith("{") else "text/html"
+            return Response(reply.changes, media_type=kind)
         return JSONResponse(_completion(body, reply) | reply.changes)
 
 

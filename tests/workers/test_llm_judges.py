@@ -75,6 +75,19 @@ MIXED = {
 REMOTE = {"kind": "openai", "model": "some"}
 
 
+def choice(text: object, *rows: str, finish: str | None = "stop") -> dict[str, Any]:
+    """Of an answer, with tokens that were sure."""
+    logprobs = [
+        {"token": t, "logprob": 0.0, "top_logprobs": [{"token": t, "logprob": 0.0}]} for t in rows
+    ]
+    return {
+        "index": 0,
+        "finish_reason": finish,
+        "message": {"role": "assistant", "content": text},
+        "logprobs": {"content": logprobs} if rows else None,
+    }
+
+
 class TestPairwise:
     def test_the_order_of_the_ratings_is_that_of_the_verdicts(self) -> None:
         texts = ["a", "aaa", "aa", "aaaa"]
@@ -152,9 +165,21 @@ class TestPointwise:
         reply = Reply(
             "Score: 7", top={" 7": math.log(0.2), "7": math.log(0.3), " 9": math.log(0.5)}
         )
-        with judging(lambda _: reply, {**POINTWISE, "expected": True}) as (judge, _):
+        with judging(lambda _: reply, {**POINTWISE, "expected": True}) as (judge, server):
             [score] = judge.score([item("a")])
         assert score.value == pytest.approx(8)
+        asked = server.asked[0]["messages"][0]["content"]
+        assert "from 0 to 9." in asked
+        assert "10" not in asked
+
+    @pytest.mark.parametrize("number", [("1", "0"), ("-", "1")])
+    def test_an_expected_score_is_one_digit(self, number: tuple[str, str]) -> None:
+        """Of many tokenizers 10 is two tokens, of which the first is the score 1."""
+        said = choice(f"Score: {''.join(number)}", "Score", ":", " ", *number)
+        reply = Reply(changes={"choices": [said]})
+        with judging(lambda _: reply, {**POINTWISE, "expected": True}) as (judge, _):
+            [score] = judge.score([item("a")])
+        assert (score.value, score.counts["unreadable"]) == (None, 1)
 
     def test_a_rubric_of_ones_own(self) -> None:
         with judging(lambda _: "Score: 1", {**POINTWISE, "rubric": "Only rhymes count."}) as (j, s):
@@ -172,6 +197,7 @@ class TestRemote:
     @pytest.fixture(autouse=True)
     def _key(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TEST_API_KEY", KEY)
+        monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
 
     def test_it_judges_with_the_key_and_says_what_it_cost(self) -> None:
         spec = {**REMOTE, "pairwise": {}, "price_in": 10, "price_out": 20}
@@ -269,7 +295,7 @@ class TestRemote:
         with judging(lambda _: reply, {**REMOTE, "pointwise": {}}) as (judge, _):
             [score] = judge.score([item("a")])
         assert score.value is None
-        assert score.counts["refused_too_long"] == 1
+        assert score.counts["unanswered_too_long"] == 1
 
     def test_what_takes_too_long_is_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(remote, "REMOTE_SECONDS", 0.3)
@@ -298,14 +324,76 @@ class TestRemote:
 
     @pytest.mark.parametrize(
         "changes",
-        ["<html>Welcome</html>", {"choices": [{"index": 0, "text": "Score: 1"}]}, {"choices": 5}],
-        ids=["a page", "an old completion", "a number"],
+        [
+            "<html>Welcome</html>",
+            '{"choices": [',
+            {"choices": [{"index": 0, "text": "Score: 1"}]},
+            {"choices": 5},
+            {"choices": [None]},
+            {"choices": [{"index": 0, "message": "Score: 1"}]},
+            {"choices": [choice(["Score: 1"])]},
+            {"choices": [choice(1)]},
+            {"usage": "much"},
+            {"usage": {"prompt_tokens": "many"}},
+        ],
     )
     def test_what_is_no_completion_is_tried_again(self, changes: dict[str, Any] | str) -> None:
-        replies = iter([Reply(changes=changes)])
+        replies = iter([Reply("Score: 1", changes=changes)])
         with judging(lambda _: next(replies, "Score: 3"), {**REMOTE, "pointwise": {}}) as (j, _):
             [score] = j.score([item("a")])
         assert score.value == 3
+
+    @pytest.mark.parametrize("finish", ["eos", None])
+    def test_ends_of_other_names_are_ends(self, finish: str | None) -> None:
+        reply = Reply(changes={"choices": [choice("Score: 3", finish=finish)]})
+        with judging(lambda _: reply, {**REMOTE, "pointwise": {}}) as (judge, _):
+            [score] = judge.score([item("a")])
+        assert score.value == 3
+
+    @pytest.mark.parametrize(
+        ("said", "why"),
+        [
+            (choice("Score: 3", finish="length"), "cut"),
+            (choice("Score: 3", finish="content_filter"), "filtered"),
+            (choice(None), "empty"),
+            (choice(""), "empty"),
+        ],
+    )
+    def test_why_an_answer_has_no_text_is_counted(self, said: dict[str, Any], why: str) -> None:
+        reply = Reply(changes={"choices": [said]})
+        with judging(lambda _: reply, {**REMOTE, "pointwise": {}}) as (judge, _):
+            [score] = judge.score([item("a")])
+        assert (score.value, score.counts[f"unanswered_{why}"]) == (None, 1)
+
+    def test_one_question_that_always_fails_ends_no_job(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(remote, "ATTEMPTS", 2)
+
+        def script(messages: Messages) -> Reply | str:
+            fails = ANSWERS.findall(messages[-1]["content"]) == ["hard"]
+            return Reply(status=500) if fails else "Score: 3"
+
+        with judging(script, {**REMOTE, "pointwise": {}, "concurrency": 3}) as (judge, _):
+            scores = judge.score([item("hard"), item("a"), item("b")])
+        assert [score.value for score in scores] == [None, 3, 3]
+        assert scores[0].counts["unanswered_failed"] == 1
+
+    @pytest.mark.parametrize("headers", [{}, {"retry-after": "0"}, {"retry-after": "nan"}])
+    @pytest.mark.parametrize("status", [408, 409, 429, 500])
+    def test_what_never_passes_is_for_another_attempt(
+        self, status: int, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(remote, "ATTEMPTS", 2)
+        with (
+            judging(
+                lambda _: Reply(status=status, headers=headers), {**REMOTE, "pointwise": {}}
+            ) as (j, server),
+            pytest.raises(StageError, match=rf"2 times in a row \(status {status}") as failed,
+        ):
+            j.score([item("a")])
+        assert failed.value.retry
+        assert len(server.asked) == 2
 
     def test_usage_may_be_missing(self) -> None:
         for usage in (None, {}, {"prompt_tokens": None}):
@@ -316,14 +404,9 @@ class TestRemote:
 
     def test_log_probabilities_may_be_none(self) -> None:
         spec = {**REMOTE, "pointwise": {"expected": True}}
-        row = {"token": "3", "logprob": 0.0, "bytes": None, "top_logprobs": None}
-        choice = {
-            "index": 0,
-            "finish_reason": "stop",
-            "message": {"role": "assistant", "content": "3"},
-            "logprobs": {"content": [row]},
-        }
-        reply = Reply(changes={"choices": [choice]})
+        said = choice("3", "3")
+        said["logprobs"]["content"][0]["top_logprobs"] = None
+        reply = Reply(changes={"choices": [said]})
         with judging(lambda _: reply, spec) as (judge, _):
             [score] = judge.score([item("a")])
         assert score.value is None

@@ -125,7 +125,7 @@ def test_any_text_has_a_score(verifier: Verifier, response: str) -> None:
     assert verifier.score([item(response, *EVERY_CHECK)]) == [score]
 
 
-@pytest.mark.parametrize("answer", ["???", "!", "$$"])
+@pytest.mark.parametrize("answer", ["???", "!", "$$", "9^{9^{9^9}}"])
 def test_a_reference_that_cannot_be_read_gives_no_score(verifier: Verifier, answer: str) -> None:
     checks = [{"kind": "math", "answer": answer}, {"kind": "no_commas"}]
     (score,) = verifier.score([item("It is 42.", *checks)])

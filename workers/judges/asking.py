@@ -8,11 +8,12 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import httpx2
 import openai
+from pydantic import dataclasses as checked
 
 from shared.engine_answers import EngineError
 from shared.engine_client import KEEP_ALIVE_SECONDS
@@ -39,23 +40,24 @@ class Question:
     logprobs: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@checked.dataclass(frozen=True, slots=True)
 class Token:
     text: str
     top: dict[str, float]
     """The likeliest in its place, with their log-probabilities in nats."""
 
 
-@dataclass(frozen=True, slots=True)
+@checked.dataclass(frozen=True, slots=True)
 class Answer:
     text: str | None
-    """None where there is none to read: refused, cut at its limit, or empty."""
+    """None where there is none to read."""
     tokens: list[Token] = field(default_factory=list)
     """Where log-probabilities were asked for."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    refused: str = ""
-    """The other side's code for why it does not answer."""
+    lacking: str = ""
+    """Why there is no text: `too_long` and `filtered` were refused, `cut` ended at its limit,
+    `empty` came without, and `failed` never came."""
 
 
 class Asker(Protocol):
@@ -83,8 +85,8 @@ class Tally:
     def of(self, answer: Answer) -> Answer:
         """The same answer, counted."""
         self._counts["calls"] += 1
-        if answer.refused:
-            self._counts[f"refused_{answer.refused}"] += 1
+        if answer.lacking:
+            self._counts[f"unanswered_{answer.lacking}"] += 1
         for kind in self._prices:
             self._counts[kind] += getattr(answer, kind)
         return answer
@@ -156,20 +158,37 @@ async def ask(
     except openai.APIStatusError as error:
         if (why := _refused_content(error)) is None:
             raise
-        return Answer(None, refused=why)
-    # The library checks nothing of what it is sent: it may be a page of HTML, or lack any field.
-    choices = getattr(completion, "choices", None)
-    if not isinstance(choices, list) or len(choices) != 1 or choices[0].message is None:
-        raise NoChoice
-    choice, usage = choices[0], completion.usage
-    rows = choice.logprobs.content if choice.logprobs and choice.logprobs.content else []
-    return Answer(
-        # What was cut off may have been about to say the opposite.
-        choice.message.content if choice.finish_reason == "stop" else None,
-        [Token(row.token, {t.token: t.logprob for t in row.top_logprobs or ()}) for row in rows],
-        (usage and usage.prompt_tokens) or 0,
-        (usage and usage.completion_tokens) or 0,
-    )
+        return Answer(None, lacking=why)
+    except ValueError as error:  # what came is no JSON
+        raise NoChoice from error
+    return _read(completion)
+
+
+def _read(completion: Any) -> Answer:
+    """The library checks nothing of what it is sent: it may be a page of HTML, or lack any field.
+    Raises `NoChoice`."""
+    try:
+        [choice] = completion.choices
+        usage = completion.usage
+        rows = (choice.logprobs and choice.logprobs.content) or []
+        tops = [{top.token: top.logprob for top in row.top_logprobs or ()} for row in rows]
+        answer = Answer(
+            choice.message.content,
+            [Token(row.token, top) for row, top in zip(rows, tops, strict=True)],
+            (usage and usage.prompt_tokens) or 0,
+            (usage and usage.completion_tokens) or 0,
+        )
+        return _without_text(answer, choice.finish_reason)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise NoChoice from error
+
+
+def _without_text(answer: Answer, finish_reason: str | None) -> Answer:
+    """What was cut off may have been about to say the opposite."""
+    why = {"length": "cut", "content_filter": "filtered"}.get(finish_reason or "")
+    if why is None and not answer.text:
+        why = "empty"
+    return answer if why is None else replace(answer, text=None, lacking=why)
 
 
 def _refused_content(error: openai.APIStatusError) -> str | None:

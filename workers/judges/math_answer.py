@@ -13,6 +13,12 @@ from pathlib import Path
 
 LONGEST_TEXT = 2000
 """Characters from the end of a text that are looked at; the final answer is there."""
+EASY = "7"
+"""What decides of a question without an end whether it is the reference that has none."""
+
+
+class _Died(Exception):
+    """The child, of the question."""
 
 
 class MathAnswers:
@@ -24,16 +30,24 @@ class MathAnswers:
 
     def states(self, text: str, answer: str) -> bool | None:
         """Whether the last answer that `text` states equals `answer`; False if undecidable, None
-        where `answer` is none."""
-        question = json.dumps({"text": text[-LONGEST_TEXT:], "answer": answer})
+        where `answer` is none, or is one that nothing can be compared with."""
         with self._lock:
-            return self._ask(question)
+            try:
+                return self._ask(text, answer)
+            except _Died:
+                pass
+            try:
+                self._ask(EASY, answer)
+            except _Died:
+                return None
+            return False
 
-    def _ask(self, question: str) -> bool | None:
+    def _ask(self, text: str, answer: str) -> bool | None:
         if self._child is None:
             self._child = self._start()
         assert self._child.stdin
         assert self._child.stdout
+        question = json.dumps({"text": text[-LONGEST_TEXT:], "answer": answer})
         try:
             print(question, file=self._child.stdin, flush=True)
             reply = self._child.stdout.readline()
@@ -42,7 +56,7 @@ class MathAnswers:
         if not reply:
             _stop(self._child)
             self._child = None
-            return False
+            raise _Died
         known: bool | None = json.loads(reply)
         return known
 

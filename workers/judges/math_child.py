@@ -20,13 +20,19 @@ MEMORY_BYTES = 4 * 1024**3
 
 def states(text: str, answer: str) -> bool | None:
     """None where the reference itself says nothing that can be compared."""
-    gold = parse(f"${answer.strip('$ ')}$", parsing_timeout=None)
+    try:
+        gold = parse(f"${answer.strip('$ ')}$", parsing_timeout=None)
+    except Exception:
+        return None
     if all(isinstance(value, str) for value in gold):
         return None
     # math-verify makes a set of several boxes; the last one is the answer.
     box = text.rfind(r"\boxed")
-    stated = parse(text[max(box, 0) :], parsing_timeout=None)
-    return bool(verify(gold, stated, timeout_seconds=None))
+    try:
+        stated = parse(text[max(box, 0) :], parsing_timeout=None)
+        return bool(verify(gold, stated, timeout_seconds=None))
+    except Exception:  # whatever sympy makes of it, no answer was read
+        return False
 
 
 def main() -> None:
@@ -36,10 +42,7 @@ def main() -> None:
     for line in sys.stdin:
         question = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-        try:
-            reply = states(question["text"], question["answer"])
-        except Exception:  # whatever sympy makes of it, no answer was read
-            reply = False
+        reply = states(question["text"], question["answer"])
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reply), flush=True)
 

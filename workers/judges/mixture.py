@@ -59,7 +59,8 @@ class Mixture(Judge):
         if not values or len(values) < len(said):
             # One that fails here must not be judged by the others alone: beside responses that all
             # judges scored, its score would mean something else.
-            reason = "no_judge_applies" if not said else "unjudged"
+            failed = [s for s, _ in said if s.value is None]
+            reason = failed[0].details.get("reason", "unjudged") if failed else "no_judge_applies"
             return Score(None, {"reason": reason} | details, dict(counts))
         total = sum(value * weight for value, weight in values)
         return Score(total / sum(weight for _, weight in values), details, dict(counts))

@@ -1,13 +1,14 @@
 """Pointwise: a chat model gives each response a score from 0 to 10 by a rubric."""
 
 import asyncio
+import itertools
 import re
 from collections.abc import Sequence
 
 from shared.judge_specs import Pointwise
 from shared.schemas import JudgeItem
 from shared.together import together
-from workers.judges.asking import Answer, Asker, Question, Tally
+from workers.judges.asking import Answer, Asker, Question, Tally, Token
 from workers.judges.base import Score
 from workers.judges.chat import ChatJudge
 from workers.judges.verdicts import expected_score, parse_score, pointwise_messages
@@ -15,14 +16,14 @@ from workers.judges.verdicts import expected_score, parse_score, pointwise_messa
 EXPECTED_TOKENS = 12
 """Of an answer without reasons."""
 WORD = re.compile(r"\w")
-BEFORE_SCORE = re.compile(r"score:\W*$", re.IGNORECASE)
+BEFORE_SCORE = re.compile(r"""score[*_]*:[\s*_"'\[]*$""", re.IGNORECASE)
 
 
 class PointwiseJudge(ChatJudge[Pointwise]):
-    name = "pointwise_llm/1"
+    name = "pointwise_llm/2"
 
     def score(self, items: Sequence[JudgeItem]) -> list[Score]:
-        """Scores in [0, 10]."""
+        """Scores in [0, 10], or [0, 9] where they are expected ones."""
 
         async def run() -> list[Score]:
             async with self._ask_with() as asker:
@@ -62,10 +63,10 @@ def _stated(answer: Answer) -> float | None:
 
 
 def _expected(answer: Answer) -> float | None:
-    """By the probabilities at the token that follows `Score:`."""
+    """By the probabilities at the token that follows `Score:`, where it is one digit alone."""
     said = ""
-    for row in answer.tokens:
+    for row, after in itertools.pairwise([*answer.tokens, Token("", {})]):
         if BEFORE_SCORE.search(said) and WORD.search(row.text):
-            return expected_score(row.top)
+            return None if WORD.match(after.text) else expected_score(row.top)
         said += row.text
     return None

@@ -24,7 +24,11 @@ from workers.judges.asking import Answer, NoChoice, Question, ask, field_of
 from workers.leases import StageError
 
 REMOTE_SECONDS = 300.0
-ATTEMPTS = 6
+PASSING = (408, 409, 429)
+"""Statuses below 500 of what may go well another time."""
+ATTEMPTS = 9
+FIRST_WAIT = 1.0
+"""Seconds before the second attempt, doubled for each one after it: some minutes in all."""
 LONGEST_WAIT = 60.0
 """Of one retry, whatever the other side asks for."""
 
@@ -50,7 +54,15 @@ class RemoteAsker:
             # Only this address is allowed, and not where it sends us.
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
         )
-        self._once = stamina.retry(on=_wait_before, attempts=ATTEMPTS, timeout=None)(self._paced)
+        self._once = stamina.retry(
+            on=_wait_before,
+            attempts=ATTEMPTS,
+            timeout=None,
+            wait_initial=FIRST_WAIT,
+            wait_max=LONGEST_WAIT,
+            wait_jitter=FIRST_WAIT,
+        )(self._paced)
+        self._answered = 0
 
     async def ask(self, question: Question) -> Answer:
         whom = (self._spec.base_url, self._spec.model)
@@ -58,13 +70,17 @@ class RemoteAsker:
         known = await asyncio.to_thread(_recall, self._job_id, key)
         if known is not None:
             return known
-        try:
-            async with self._free:
+        async with self._free:
+            answered = self._answered
+            try:
                 answer = await self._once(question)
-                if not answer.refused:
-                    await asyncio.to_thread(_remember, self._job_id, key, answer)
-        except (openai.APIError, NoChoice) as error:
-            raise _stage_error(self._spec, error) from None
+            except (openai.APIError, NoChoice) as error:
+                if _wait_before(error) is not False and self._answered > answered:
+                    # It is this question, not the address: others were answered meanwhile.
+                    return Answer(None, lacking="failed")
+                raise _stage_error(self._spec, error) from None
+            self._answered += 1
+            await asyncio.to_thread(_remember, self._job_id, key, answer)
         return answer
 
     async def _paced(self, question: Question) -> Answer:
@@ -99,18 +115,19 @@ def _wait_before(error: Exception) -> bool | float:
         return True
     if not isinstance(error, openai.APIStatusError):
         return False
-    if error.status_code != 429 and error.status_code < 500:
+    if error.status_code not in PASSING and error.status_code < 500:
         return False
     try:
-        return min(float(error.response.headers["retry-after"]), LONGEST_WAIT)
+        asked = float(error.response.headers["retry-after"])
     except (KeyError, ValueError):
         return True
+    return min(asked, LONGEST_WAIT) if asked >= 0 else True  # also where it is not a number
 
 
 def _stage_error(spec: OpenAISpec, error: Exception) -> StageError:
     """In words of our own: theirs may hold the key, or what was asked."""
     where = f"the judge at {spec.base_url}"
-    if _wait_before(error):
+    if _wait_before(error) is not False:
         how = field_of(error) if isinstance(error, openai.APIStatusError) else type(error).__name__
         message = f"{where} failed {ATTEMPTS} times in a row ({how})"
         return StageError(message, code="judge_failed", param="judge.base_url", retry=True)

@@ -2,7 +2,7 @@
 
 Pairwise: the messages of the Self-Taught Evaluator, word for word as it was trained on them,
 backslashes included (Wang et al., arXiv 2408.02666; the wording is MT-Bench's, Zheng et al., arXiv
-2306.05685). Pointwise: a rubric asking for a score from 0 to 10.
+2306.05685). Pointwise: a rubric asking for a score from 0 to 10, or to 9.
 
 A verdict is read from the judge's own output only, and its last marker counts. Judges quote what
 they read, so a marker in an instruction or a response could come back in the output and pass for
@@ -44,7 +44,7 @@ PAIRWISE_SYSTEM = (
 )
 POINTWISE_SYSTEM = """\
 Please act as an impartial judge and evaluate the quality of the response provided by an AI \
-assistant to the user question displayed below. Rate it with a whole number from 0 to 10.
+assistant to the user question displayed below. Rate it with a whole number from 0 to {best}.
 
 {rubric}
 
@@ -56,7 +56,7 @@ RUBRIC = """\
 3-4: answers in part, with serious errors or gaps
 5-6: answers most of the question; some errors or gaps remain
 7-8: a correct and complete answer with small flaws
-9-10: correct, complete and clear; hard to improve
+{best}: correct, complete and clear; hard to improve
 
 Consider helpfulness, relevance, accuracy, depth and clarity."""
 POINTWISE_FORM = {
@@ -85,7 +85,7 @@ CONTROL = re.compile(
     r"<\|[^<>|\n]{1,60}\|>|</?s>|<(?:start|end)_of_turn>|<[be]os>|\[/?INST\]", re.IGNORECASE
 )
 """Texts that a tokenizer may take for the end of a turn and the beginning of the next."""
-NUMBER = re.compile(r"\s*([0-9]|10)\s*")
+NUMBER = re.compile(r"\s*([0-9])\s*")
 ENOUGH = 0.5
 """Share of probability on numbers below which the judge was about to say something else."""
 
@@ -108,9 +108,14 @@ def pointwise_messages(
     instruction: str, response: str, *, rubric: str | None = None, explain: bool = True
 ) -> list[Message]:
     """`rubric` says what a good response is. Without an explanation the score is the second thing
-    said, for `expected_score`."""
+    said, for `expected_score`: then at most 9, since 10 is two tokens of many tokenizers, and the
+    first of them is the score 1."""
     user = f"[User Question]\n{_shown(instruction)}\n\n{_framed('', response)}\n"
-    system = POINTWISE_SYSTEM.format(rubric=rubric or RUBRIC, form=POINTWISE_FORM[explain])
+    system = POINTWISE_SYSTEM.format(
+        best=10 if explain else 9,
+        rubric=rubric or RUBRIC.format(best="9-10" if explain else "9"),
+        form=POINTWISE_FORM[explain],
+    )
     return _messages(system, user)
 
 
@@ -124,11 +129,10 @@ def parse_score(output: str) -> float | None:
 
 
 def expected_score(logprobs: Mapping[str, float]) -> float | None:
-    """The mean of 0 to 10 by the log-probabilities of the tokens that can follow `Score:`.
+    """The mean of 0 to 9 by the log-probabilities of the tokens that can follow `Score:`.
 
     Tokens that aren't such numbers are left out, and the rest renormalised; None where the numbers
-    have less than `ENOUGH` of the probability, or a log-probability is NaN. Right only where "10"
-    is one token: a tokenizer that writes digits one by one gives "1" the probability of 10 too.
+    have less than `ENOUGH` of the probability, or a log-probability is NaN.
     """
     weights: list[tuple[int, float]] = []
     for token, logprob in logprobs.items():
