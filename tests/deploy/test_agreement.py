@@ -121,8 +121,15 @@ def test_images_are_targets_and_light_where_they_can_be(containers: dict[str, Ob
     for found in containers.values():
         assert target(found) in TARGETS
         assert (target(found) == "api") == (module(found).startswith(("services.", "shared.")))
-        if "build" in found:
-            assert found["build"]["target"] == target(found)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_each_image_is_built_once_and_none_is_pulled(profile: str) -> None:
+    containers = in_profile(profile).values()
+    built = [found for found in containers if "build" in found]
+    assert sorted(map(target, built)) == sorted({target(found) for found in containers})
+    assert all(found["build"]["target"] == target(found) for found in built)
+    assert all(found["pull_policy"] == "never" for found in containers)
 
 
 @EACH
