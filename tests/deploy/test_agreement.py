@@ -175,12 +175,14 @@ def test_who_asks_services_is_given_the_service_key(
 def test_the_coordinator_finds_the_engine(containers: dict[str, Object]) -> None:
     (name,) = (n for n, found in containers.items() if module(found) == "workers.inference")
     settings = environment(containers[name])
-    assert settings["FORETHOUGHT_INFERENCE_ENGINE_HOST"] == "0.0.0.0"
     port = DEFAULTS.inference_engine_port
     names = [variable["name"] for variable in containers[name].get("env", [])]
-    where = "$(POD_IP)" if names else name
+    host = settings["FORETHOUGHT_INFERENCE_ENGINE_HOST"]
+    where = "$(POD_IP)" if names else host
     assert settings["FORETHOUGHT_INFERENCE_ADVERTISED_URL"] == f"http://{where}:{port}"
-    if names:  # Kubernetes expands what stands before
+    if names:
+        assert host == "0.0.0.0"
+        # Kubernetes expands what stands before.
         assert names.index("POD_IP") < names.index("FORETHOUGHT_INFERENCE_ADVERTISED_URL")
         assert {"name": "engine", "containerPort": port} in containers[name]["ports"]
 

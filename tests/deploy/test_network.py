@@ -1,6 +1,7 @@
 """Who may reach whom, in Kubernetes and in compose."""
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 
@@ -8,6 +9,7 @@ from shared.settings import Settings
 from tests.deploy.manifests import OVERLAYS, Object, compose, name_of, of_kind, overlay, pods
 
 SERVICES = {"generate", "judge", "train"}
+INFERENCE = ("inference", "inference-cpu")
 PG, VALKEY, HTTP = 5432, 6379, 8000
 ENGINE = Settings.model_construct().inference_engine_port
 
@@ -66,7 +68,32 @@ def test_services_find_their_pods(name: str) -> None:
 
 
 def test_what_is_private_in_compose_has_no_way_out() -> None:
-    assert compose()["networks"] == {"internal": {"internal": True}, "outside": {}}
+    networks = {"internal": {"internal": True}, "outside": {}, "engine": {"internal": True}}
+    assert compose()["networks"] == networks
     outside = {n for n, s in compose()["services"].items() if "outside" in s["networks"]}
     private = {"postgres", "valkey", "prometheus", "migrate", "loop", *SERVICES}
     assert outside == compose()["services"].keys() - private
+
+
+def names_in_compose() -> Iterator[tuple[str, str, str]]:
+    """Network, name and service: its own on each of its networks, and the aliases given there."""
+    for service, found in compose()["services"].items():
+        for network in found["networks"]:
+            given = found["networks"][network] if isinstance(found["networks"], dict) else {}
+            for name in (service, *given.get("aliases", [])):
+                yield network, name, service
+
+
+@pytest.mark.parametrize("service", INFERENCE)
+def test_in_compose_the_coordinator_alone_reaches_the_engine(service: str) -> None:
+    settings = compose()["services"][service]["environment"]
+    listens = settings["FORETHOUGHT_INFERENCE_ENGINE_HOST"]
+    found = [(network, owner) for network, name, owner in names_in_compose() if name == listens]
+    assert found == [("engine", service)]
+    there = {owner for network, _, owner in names_in_compose() if network == "engine"}
+    assert there == {"coordinator", *INFERENCE}
+
+
+def test_in_compose_everything_reaches_the_data_and_prometheus_everything() -> None:
+    inside = {owner for network, _, owner in names_in_compose() if network == "internal"}
+    assert inside == compose()["services"].keys()

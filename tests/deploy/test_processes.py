@@ -135,7 +135,7 @@ def composed(
         _start_data(stack, folder, postgres, valkey, patch)
         composition = Composition(
             folder,
-            addresses | {"inference-cpu:8012": chat.removeprefix("http://")},
+            addresses | {"engine-cpu:8012": chat.removeprefix("http://")},
             {
                 "PATH": os.environ["PATH"],
                 "HOME": str(folder),
