@@ -306,6 +306,15 @@ def test_a_stop_leaves_time_for_open_streams() -> None:
     assert pause + int(graceful[1]) < 30
 
 
+def test_images_run_where_their_locks_are_of() -> None:
+    for profile in PROFILES:
+        assert {found["platform"] for found in in_profile(profile).values()} == {"linux/amd64"}
+    for name in OVERLAYS:
+        for pod in in_overlay(name):
+            selector = pods(overlay(name))[pod]["spec"]["nodeSelector"]
+            assert selector == {"kubernetes.io/arch": "amd64"}
+
+
 # --- what images are made of ----------------------------------------------------------------------
 
 
