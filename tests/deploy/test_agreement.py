@@ -273,6 +273,18 @@ def test_probes_ask_what_services_answer(name: str) -> None:
             assert found["ports"] == [{"name": probe["httpGet"]["port"], "containerPort": PORT}]
 
 
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_coordinator_alone_gets_requests_without_the_database(name: str) -> None:
+    asked = {
+        pod: found["readinessProbe"]["httpGet"]["path"]
+        for pod, found in in_overlay(name).items()
+        if module(found) in SERVICES
+    }
+    assert asked == {
+        "coordinator": "/healthz", "generate": "/readyz", "judge": "/readyz", "train": "/readyz",
+    }  # fmt: skip
+
+
 def _routes(app: FastAPI) -> Iterator[Route]:
     return (route for route in app.routes if isinstance(route, Route))
 
