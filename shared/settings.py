@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     """Runs that ended longer ago are pruned (`docs/durability.md`); unset keeps everything."""
 
     max_body_bytes: int = 32 * 1024 * 1024
-    """Of a request, but for an upload's file. Its JSON may take twenty times that in memory."""
+    """Of a request, but for an upload's file. Its JSON may take 25 times that in memory."""
     max_upload_bytes: int = 256 * 1024 * 1024
     """Of a dataset's file."""
     max_chat_in_flight: int = 256

@@ -1,0 +1,34 @@
+"""What pods ask a node for, and what they may take of it."""
+
+import re
+
+import pytest
+
+from shared.settings import Settings
+from tests.deploy.manifests import OVERLAYS, Object
+from tests.deploy.test_agreement import SERVICES, in_overlay, module
+
+UNITS = {"": 1.0, "m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}
+JSON_GROWS = 25
+"""A body of empty lists, once parsed."""
+LARGEST_AT_ONCE = 2
+DEFAULTS = Settings.model_construct()
+
+
+def quantity(text: str) -> float:
+    found = re.fullmatch(r"(\d+)(\w*)", text)
+    assert found is not None
+    return int(found[1]) * UNITS[found[2]]
+
+
+def resource(found: Object, kind: str, name: str) -> float:
+    return quantity(found["resources"][kind][name])
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_services_have_memory_for_the_largest_bodies(name: str) -> None:
+    needed = LARGEST_AT_ONCE * JSON_GROWS * DEFAULTS.max_body_bytes
+    for found in in_overlay(name).values():
+        if module(found) in SERVICES:
+            itself = resource(found, "requests", "memory")
+            assert itself + needed <= resource(found, "limits", "memory")
