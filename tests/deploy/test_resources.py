@@ -5,13 +5,14 @@ import re
 import pytest
 
 from shared.settings import Settings
-from tests.deploy.manifests import OVERLAYS, Object
+from tests.deploy.manifests import OVERLAYS, ROOT, Object, container, of_kind, overlay
 from tests.deploy.test_agreement import SERVICES, in_overlay, module
 
 UNITS = {"": 1.0, "m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}
 JSON_GROWS = 25
 """A body of empty lists, once parsed."""
 LARGEST_AT_ONCE = 2
+DOCS = (ROOT / "docs" / "operate.md").read_text()
 DEFAULTS = Settings.model_construct()
 
 
@@ -32,3 +33,20 @@ def test_services_have_memory_for_the_largest_bodies(name: str) -> None:
         if module(found) in SERVICES:
             itself = resource(found, "requests", "memory")
             assert itself + needed <= resource(found, "limits", "memory")
+
+
+def test_one_node_has_what_the_overlay_for_it_asks() -> None:
+    makers = list(of_kind(overlay("single-gpu"), "Deployment", "StatefulSet", "Job"))
+    asked = {
+        what: sum(
+            maker["spec"].get("replicas", 1)
+            * resource(container(maker["spec"]["template"]), "requests", what)
+            for maker in makers
+        )
+        for what in ("cpu", "memory")
+    }
+    cpus, gib = f"{asked['cpu']:.1f}", f"{asked['memory'] / 2**30:.1f}"
+    assert f"All pods together ask for {cpus} CPUs and {gib}Gi" in DOCS
+    # Of 8 CPUs and 32 GB (29.8Gi) a node keeps some for itself and its own pods.
+    assert asked["cpu"] <= 7
+    assert asked["memory"] <= 26 * 2**30
