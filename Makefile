@@ -24,7 +24,7 @@ env: ## Write .env for docker compose, with secrets of its own
 	@umask 077; secret() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }; \
 	    sed -e "s/^POSTGRES_PASSWORD=$$/&$$(secret)/" -e "s/^FORETHOUGHT_SERVICE_KEY=$$/&$$(secret)/" \
 	    .env.example > .env
-	@echo "wrote .env; next: docker compose up"
+	@echo "wrote .env; next: docker compose up -d --wait"
 
 test: setup lint .venv-clients/installed ## Lint and run the tests; TESTS=tests/shared for some of them
 	$(PY) -m pytest $(TESTS)

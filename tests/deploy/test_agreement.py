@@ -1,7 +1,9 @@
 """Compose, k8s/, the Dockerfile, the locks and the settings say the same."""
 
 import importlib.util
+import os
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -143,7 +145,8 @@ def test_every_setting_exists(containers: dict[str, Object]) -> None:
     "file", ["Dockerfile", ".env.example", "docs/operate.md", "docs/metrics.md"]
 )
 def test_every_setting_that_is_named_exists(file: str) -> None:
-    assert set(re.findall(r"FORETHOUGHT_\w+", (ROOT / file).read_text())) <= SETTINGS.keys()
+    named = set(re.findall(r"FORETHOUGHT_\w+", (ROOT / file).read_text()))
+    assert named - {"FORETHOUGHT_API_KEY"} <= SETTINGS.keys()  # that one is the commands'
 
 
 @EACH
@@ -234,6 +237,25 @@ def test_variables_of_compose_are_explained() -> None:
     example = (ROOT / ".env.example").read_text()
     for name, default in re.findall(r"\$\{(\w+):-([^}]*)\}", text):
         assert f"#{name}={default}\n" in example
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/operate.md"])
+def test_compose_gives_the_terminal_back_once_services_answer(file: str) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / file).read_text(), re.DOTALL)
+    ups = re.findall(r"docker compose up(.*)", "".join(blocks))
+    assert ups
+    assert all(up.startswith(" -d --wait") for up in ups)
+
+
+def test_the_curls_take_the_key_that_is_made_in_a_container() -> None:
+    readme = (ROOT / "README.md").read_text()
+    (line,) = re.findall(r"^AUTH=.*$", readme, re.MULTILINE)
+    script = ["sh", "-c", f'{line}; printf %s "$AUTH"']
+    env = os.environ | {"FORETHOUGHT_API_KEY": "ftk_x"}
+    done = subprocess.run(script, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "Authorization: Bearer ftk_x"
+    for text in (readme, (ROOT / "docs" / "operate.md").read_text()):
+        assert "export FORETHOUGHT_API_KEY=$(docker compose exec -T coordinator" in text
 
 
 def test_compose_starts_things_in_order() -> None:
