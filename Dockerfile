@@ -11,11 +11,12 @@
 # --- what all have in common ----------------------------------------------------------------------
 
 FROM scratch AS source
-COPY pyproject.toml README.md LICENSE /
-COPY shared /shared
-COPY services /services
-COPY workers /workers
-COPY configs /configs
+# A checkout may be its owner's alone to read (umask 077), and containers run as another user.
+COPY --chmod=755 pyproject.toml README.md LICENSE /
+COPY --chmod=755 shared /shared
+COPY --chmod=755 services /services
+COPY --chmod=755 workers /workers
+COPY --chmod=755 configs /configs
 
 FROM python:3.11-slim-trixie AS python
 # The same owner of volumes in every image, whichever mounts one first.

@@ -367,6 +367,18 @@ def test_images_have_what_the_tests_run_on(lock: str) -> None:
     assert all(re.search(r"--hash=sha256:[0-9a-f]{64}$", x) for x in lines if x[:1] != "#")
 
 
+def stages() -> dict[str, str]:
+    """Of the Dockerfile, by name."""
+    found = re.findall(r"^FROM \S+ AS (\w+)\n(.*?)(?=^FROM |\Z)", dockerfile(), re.M | re.S)
+    return dict(found)
+
+
+def test_who_runs_the_source_may_read_it() -> None:
+    copies = re.findall(r"^COPY (.*)$", stages()["source"], re.MULTILINE)
+    assert copies
+    assert all(copy.startswith("--chmod=755 ") for copy in copies)
+
+
 def test_the_api_image_has_no_ml_library() -> None:
     assert pins("api").keys().isdisjoint({"torch", "transformers", "trl", "peft", "vllm"})
 
