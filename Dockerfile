@@ -65,10 +65,13 @@ FROM python AS cpu
 RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 \
     && rm -rf /var/lib/apt/lists/*
 COPY requirements/install.sh requirements/embedded.lock requirements/
-COPY --from=source / .
+COPY pyproject.toml LICENSE ./
 # The CPU build of torch where pip finds one: give the address of PyTorch's index of CPU wheels.
 ARG PIP_EXTRA_INDEX_URL
-RUN sh requirements/install.sh
+# Without the source, a change of which then downloads nothing anew.
+RUN touch README.md && sh requirements/install.sh
+COPY --from=source / .
+RUN .venv/bin/python -m pip install --no-index --no-build-isolation --editable .
 ENV PATH=/app/.venv/bin:$PATH
 USER 10001:10001
 

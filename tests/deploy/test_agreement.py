@@ -373,6 +373,14 @@ def stages() -> dict[str, str]:
     return dict(found)
 
 
+def test_a_change_of_the_source_downloads_nothing_anew() -> None:
+    for name in TARGETS:
+        _, _, after = stages()[name].partition("COPY --from=source / .\n")
+        runs = re.findall(r"^RUN (.*)$", after, re.MULTILINE)
+        assert runs, name
+        assert all("pip install --no-index" in run for run in runs), name
+
+
 def test_who_runs_the_source_may_read_it() -> None:
     copies = re.findall(r"^COPY (.*)$", stages()["source"], re.MULTILINE)
     assert copies
