@@ -115,6 +115,11 @@ def test_figures_of_the_record_are_not_summed_over_coordinators() -> None:
             assert "max" in re.findall(r"\b(sum|max)\b", expression)
 
 
+def test_no_coordinator_at_all_is_told_too() -> None:
+    (away,) = (rule for rule in alerts() if rule["alert"] == "ForethoughtRecordAway")
+    assert "or absent(forethought_record_up)" in away["expr"]  # `max` of nothing is nothing
+
+
 def test_every_alert_says_what_to_do() -> None:
     assert re.findall(r"^\| `(Forethought\w+)` \|", DOCS, re.MULTILINE) == [
         rule["alert"] for rule in alerts()
