@@ -175,6 +175,14 @@ def test_who_asks_services_is_given_the_service_key(
 
 
 @EACH
+def test_workers_alone_are_given_the_key_of_judges_elsewhere(containers: dict[str, Object]) -> None:
+    for found in containers.values():
+        from_env = {"OPENAI_API_KEY": "from .env"} if "env_file" in found else {}
+        given = {**from_env, **environment(found)}.get("OPENAI_API_KEY", "")
+        assert (given != "") == module(found).startswith("workers.")
+
+
+@EACH
 def test_the_coordinator_finds_the_engine(containers: dict[str, Object]) -> None:
     (name,) = (n for n, found in containers.items() if module(found) == "workers.inference")
     settings = environment(containers[name])
