@@ -5,13 +5,16 @@ import re
 import pytest
 
 from shared.settings import Settings
-from tests.deploy.manifests import OVERLAYS, ROOT, Object, container, of_kind, overlay
+from tests.deploy.manifests import OVERLAYS, ROOT, Object, container, of_kind, overlay, pods
 from tests.deploy.test_agreement import SERVICES, in_overlay, module
 
 UNITS = {"": 1.0, "m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}
 JSON_GROWS = 25
 """A body of empty lists, once parsed."""
 LARGEST_AT_ONCE = 2
+OF_A_SERVICE, OF_A_WORKER = 24, 10
+"""Connections at most: a pool and those beside it (shared/db.py); threads and their stages."""
+WORKERS = 64
 DOCS = (ROOT / "docs" / "operate.md").read_text()
 DEFAULTS = Settings.model_construct()
 
@@ -50,3 +53,14 @@ def test_one_node_has_what_the_overlay_for_it_asks() -> None:
     # Of 8 CPUs and 32 GB (29.8Gi) a node keeps some for itself and its own pods.
     assert asked["cpu"] <= 7
     assert asked["memory"] <= 26 * 2**30
+
+
+def test_postgres_takes_the_connections_of_all_there_may_be() -> None:
+    services = sum(
+        found["spec"]["replicas"]
+        for found in of_kind(overlay("multi-node"), "Deployment")
+        if found["metadata"].get("labels", {}).get("part") == "api"
+    )
+    arguments = " ".join(container(pods(overlay("multi-node"))["postgres"])["args"])
+    (taken,) = re.findall(r"max_connections=(\d+)", arguments)
+    assert services * OF_A_SERVICE + WORKERS * OF_A_WORKER <= int(taken)
