@@ -7,6 +7,8 @@ was put in, until it writes that marker itself: such an answer is shown once it 
 Text that may yet become a marker is held back, so the result does not depend on where pieces end.
 """
 
+import json
+import re
 import string
 from collections.abc import Sequence
 
@@ -30,27 +32,32 @@ class AnswerFilter:
         was cut short. Between `calls`, written exactly so, nothing is looked for: the JSON of a
         tool's arguments may hold any text."""
         self._marks = [Marks(fold(begin), fold(end)) for begin, end in marks]
-        self._cut_before = fold(cut_before)
+        self._cut_end = _pattern(cut_before, calls) if cut_before else None
+        self._searched = 0
+        """Up to here, what is held has no marker that ends a thought that was cut short."""
+        self._in_call = False
+        """Whether a call begins there that has not ended."""
         self._calls = calls
         self._held = ""
         self._open: Marks | None = None
         """Whose end is awaited."""
-        self._begun = False
+        self._begun = self._is_over = False
         self.hidden = 0
         """Thoughts that have been kept out so far."""
         self.clear = 0
-        """Characters from the answer's beginning that are known to come before any thought."""
+        """Characters from the answer's beginning that are known to be shown as they are."""
+        self._is_whole = True
+        """Whether nothing has been left out so far."""
 
     def feed(self, text: str) -> str:
         self._held += text
-        if self._cut_before:
-            # The answer may be long: what has been searched is not searched again.
-            new = max(0, len(self._held) - len(text) - len(self._cut_before) + 1)
-            rest, marker, behind = partition(self._held[new:], self._cut_before)
-            if not marker:
+        if self._cut_end:
+            put_in = self._marker_of_cut(self._cut_end, len(text))
+            if put_in is None:
                 return ""
-            self.hidden += bool(self._held[:new].strip() or rest.strip())
-            self._held, self._cut_before = behind, ""
+            self.hidden += bool(self._held[: put_in.start()].strip())
+            self._held, self._cut_end = self._held[put_in.end() :], None
+            self._is_whole = False
         shown = ""
         while (found := self._found()) is not None:
             at, marker, marks = found
@@ -59,11 +66,31 @@ class AnswerFilter:
             self._held = self._held[at + len(marker) :]
             self._open = None if self._open else marks
             self.hidden += self._thinking
+            self._is_whole &= not self._thinking
         kept = max((held_back(self._text(marks), m) for m, marks in self._awaited()), default=0)
         end = len(self._held) - kept
         shown += self._shown(end)
         self._held = self._held[end:]
         return self._without_leading_space(shown)
+
+    def _marker_of_cut(self, pattern: re.Pattern[str], new: int) -> re.Match[str] | None:
+        """Behind which the answer begins. A call is passed over: its arguments may hold one. The
+        answer may be long: what has been searched is not searched again."""
+        if self._in_call and self._calls and not self._is_over:
+            recent = self._held[-new - len(self._calls.end) :]
+            if self._calls.end not in recent:
+                return None
+        at = self._searched
+        while (found := pattern.search(self._held, at)) is not None:
+            if found["marker"] is not None:
+                return found
+            self._in_call = found["open"] is not None and not self._is_over
+            if self._in_call:
+                self._searched = found.start()
+                return None
+            at = found.end() if _is_json(found["call"]) else found.start() + 1
+        self._searched = max(at, len(self._held) - len(pattern.pattern))
+        return None
 
     @property
     def _thinking(self) -> bool:
@@ -89,16 +116,19 @@ class AnswerFilter:
         """What is held, up to here, unless it is a thought."""
         if self._thinking:
             return ""
-        self.clear += 0 if self.hidden else end
+        self.clear += end if self._is_whole else 0
         return self._held[:end]
 
     def end(self) -> str:
         """What was held back and became no marker."""
-        self._cut_before = ""
+        self._is_over = True
         shown = self.feed("")
+        if self._cut_end:
+            self._cut_end = None
+            shown = self.feed("")
         rest = "" if self._thinking else self._held
         self._held = ""
-        self.clear += 0 if self.hidden else len(rest)
+        self.clear += len(rest) if self._is_whole else 0
         return shown + self._without_leading_space(rest)
 
     def _without_leading_space(self, text: str) -> str:
@@ -118,13 +148,20 @@ def visible(response: str | None, fmt: ThoughtFormat, *, forced: bool) -> str | 
     return thoughts.feed(response) + thoughts.end()
 
 
-def partition(text: str, marker: str) -> tuple[str, str, str]:
-    """As `str.partition`, in whatever case; `marker` is folded."""
-    at = fold(text).find(marker)
-    if at < 0:
-        return text, "", ""
-    end = at + len(marker)
-    return text[:at], text[at:end], text[end:]
+def _pattern(marker: str, calls: Marks | None) -> re.Pattern[str]:
+    """A `marker`, in whatever case, or what looks like a `call`, `open` if its end is to come."""
+    either = f"(?P<marker>(?ai:{re.escape(marker)}))"
+    begin, end = map(re.escape, calls) if calls else ("(?!)", "")
+    call = rf"{begin}(?P<call>\s*\{{.*?)(?:{end}|(?P<open>\Z))"
+    return re.compile(f"{either}|{call}", re.DOTALL)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def held_back(text: str, marker: str) -> int:

@@ -5,13 +5,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
-from tests.access import HEADERS
 from tests.platform import FLOAT32, Platform, platform
-from tests.real.asking import answers
-from tests.waiting import until
+from tests.real.asking import promote, register
 
 TOOLS = (
     "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}\nCall one as <tool_call>\n"
@@ -33,12 +30,6 @@ def real(tmp_path_factory: pytest.TempPathFactory, bundled: Path) -> Iterator[Pl
         json.dumps(tokenizer | {"chat_template": TOOLS + template})
     )
     with platform(folder / "data", max_model_len="1024", engine_args=FLOAT32) as started:
-        body = {"name": "thinker", "source": str(model), "thought_format": "generic"}
-        models = f"{started.stack.url}/models"
-        httpx2.post(models, json=body, headers=HEADERS).raise_for_status()
-        started.client.wait_for_model("thinker")
-        budgets = {"thought_budgets": {"low": 6, "medium": 24}}
-        promote = f"{models}/thinker/promote"
-        httpx2.post(promote, json=budgets, headers=HEADERS).raise_for_status()
-        until(lambda: answers(started), "the model is served", 180)
+        register(started, "thinker", model)
+        promote(started, "thinker", 180)
         yield started

@@ -165,12 +165,15 @@ def running(url: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
 
 
+@pytest.mark.parametrize(
+    "phase", [{"max_thought_tokens": 400}, {"reasoning_effort": "none"}], ids=["thought", "answer"]
+)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_the_engine_within_a_second(
-    real: Platform, stream: bool
+    real: Platform, stream: bool, phase: dict[str, Any]
 ) -> None:
     engine = engine_url(real)
-    body = ASK | {"max_tokens": 900, "stream": stream}
+    body = ASK | {"max_tokens": 900, "stream": stream} | phase
     body |= {"messages": [{"role": "user", "content": "Write a long story."}]}
 
     async def ask() -> None:

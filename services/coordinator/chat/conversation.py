@@ -25,10 +25,11 @@ class Conversation:
 
     @classmethod
     async def of(cls, request: ChatRequest, served: Served) -> "Conversation":
-        """The thought prompt goes around the newest question only, and earlier answers stand there
-        without the thoughts that led to them."""
+        """The thought prompt goes around the newest question only, or around what the system asks
+        where no user does. Earlier answers stand there without the thoughts that led to them."""
         messages = [message.for_template() for message in request.messages]
-        question = next(m for m in reversed(messages) if m["role"] == "user")
+        by_role = {message["role"]: message for message in messages}  # the newest of each
+        question = by_role.get("user") or by_role["system"]
         question["content"] = served.model.format.prompt(question["content"])
         try:
             longest = await served.engine.max_model_len()

@@ -7,6 +7,7 @@ and are not supported are refused by name.
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -37,6 +38,8 @@ def as_text(content: Any) -> Any:
 
 
 TEXT_PARTS = ("text", "input_text", "output_text")
+LEAST_TOP_P = 1e-6
+"""The engine takes no 0, which OpenAI's clients may send: the likeliest token alone, either way."""
 
 
 class Lenient(BaseModel):
@@ -79,7 +82,7 @@ class Message(Lenient):
 
     @model_validator(mode="after")
     def _has_content(self) -> "Message":
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        if self.content is None and self.role != "assistant":
             raise ValueError("content: is required")
         return self
 
@@ -158,7 +161,9 @@ class ChatRequest(Lenient):
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] | str | None = None
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     temperature: float = Field(default=1.0, ge=0, le=2)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: Annotated[float, AfterValidator(lambda p: max(p, LEAST_TOP_P))] = Field(
+        default=1.0, ge=0, le=1
+    )
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     logit_bias: (
@@ -186,10 +191,8 @@ class ChatRequest(Lenient):
 
     @model_validator(mode="after")
     def _usable(self) -> "ChatRequest":
-        if self.messages[-1].role not in ("user", "tool"):
-            raise ValueError("messages: the last one must be from the user or a tool")
-        if all(message.role != "user" for message in self.messages):
-            raise ValueError("messages: one must be from the user")
+        if all(message.role in ("assistant", "tool") for message in self.messages):
+            raise ValueError("messages: one must be from the user or the system")
         if len(self.stops) > 4:
             raise ValueError("stop: takes at most 4 strings")
         if self.top_logprobs is not None and not self.logprobs:

@@ -86,12 +86,14 @@ class SecondPhase:
 
     async def _drawn(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Choice]:
         """Of one request to the engine. What began on one model is not continued on another."""
-        is_sure = CACHE.is_sure(self.served)
+        CACHE.check_still(self.served)
+        begun = False
         async with aclosing(self._asked(prompt, sampling)) as pieces:
             async for piece in pieces:
-                if not is_sure:
+                # Not before: the request may have been late at the engine.
+                if not begun and not CACHE.is_sure(self.served):
                     await self.served.confirm()
-                    is_sure = True
+                begun = True
                 yield piece
 
     async def _asked(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Choice]:

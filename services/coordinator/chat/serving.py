@@ -1,8 +1,8 @@
 """What the inference process serves, known to chat without asking the database for each request.
 
 A thread of the event loop looks every second. The inference process announces a swap two seconds
-before it, so a phase that begins soon after a look which found a model ready runs on that model's
-weights. Where looks fail or hang, the engine itself is asked which weights it has.
+before it, so what the engine begins to write soon after a look which found a model ready is of that
+model. Where looks fail or hang, the engine itself is asked which weights it has.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from shared.errors import InvalidRequest, NotFound, Unavailable
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 FRESH_SECONDS = 1.5
-"""A phase that begins within these of a look's beginning is at the engine before a swap which
-that look has not seen: `ANNOUNCE_SECONDS` of the inference process are two."""
+"""Within these of a look's beginning there is no swap which that look has not seen:
+`ANNOUNCE_SECONDS` of the inference process are two."""
 PATIENCE_SECONDS = 3.0
 """A request waits no longer for a look."""
 RETRY_SECONDS = 3
@@ -118,17 +118,17 @@ class ServingCache:
             code="model_not_found",
         )
 
-    def is_sure(self, served: Served) -> bool:
-        """Whether a phase that begins now is known to run on this model. If not, it is to be
-        confirmed once the engine has written something of it: what has begun, ends on the weights
-        it began with.
-
-        Raises:
-            Unavailable: another model has taken its place, or is about to.
-        """
+    def check_still(self, served: Served) -> None:
+        """Before a phase begins. Raises `Unavailable` where another model has taken the place of
+        this one, or is about to."""
         if self._served is not served:
             raise _replaced()
-        return time.monotonic() - self._looked_at < FRESH_SECONDS
+
+    def is_sure(self, served: Served) -> bool:
+        """Whether what the engine has just begun to write is known to be of this model. If not, it
+        is to be confirmed: what has begun, ends on the weights it began with."""
+        fresh = time.monotonic() - self._looked_at < FRESH_SECONDS
+        return self._served is served and fresh
 
     async def look(self) -> None:
         async with self._one_look:  # an older answer must not replace a newer one

@@ -5,12 +5,12 @@ The engine is bound to this form by a grammar, so a call that is begun is well-f
 arguments fit the function's schema.
 """
 
+import json
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import orjson
 
 from services.coordinator.chat.schema import Tool
 from shared.answer_filter import held_back
@@ -18,6 +18,9 @@ from shared.answer_filter import held_back
 BEGIN = "<tool_call>"
 END = "\n</tool_call>"
 """With the line's end, which no string of JSON holds: an argument may hold all the rest."""
+CALL = re.compile(
+    r"""\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(.*?)\s*\}\s*""", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +99,12 @@ class ToolCallReader:
 
 
 def _parsed(text: str) -> Call | None:
+    """The arguments stay as they were written: numbers of any size, and escapes of any kind."""
+    if (found := CALL.fullmatch(text)) is None:
+        return None
     try:
-        body = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        name, arguments = (json.loads(part) for part in found.groups())
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(body, dict) or not isinstance(body.get("name"), str):
-        return None
-    arguments = orjson.dumps(body.get("arguments") or {}).decode()
-    return Call(f"call_{uuid.uuid4().hex[:24]}", body["name"], arguments)
+    written = found[2] if isinstance(arguments, dict) else "{}"
+    return Call(f"call_{uuid.uuid4().hex[:24]}", name, written)

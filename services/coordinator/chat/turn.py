@@ -92,12 +92,12 @@ class Turn:
         self.usage.reasoning_tokens = sum(thought.tokens for thought in self.thoughts)
 
     async def _first_phase(self, draw: Callable[[], Awaitable[None]]) -> None:
-        is_sure = CACHE.is_sure(self.served)
+        CACHE.check_still(self.served)
         try:
             await draw()
         except EngineError as error:
             raise without_detail(error) from None
-        if not is_sure:
+        if not CACHE.is_sure(self.served):
             await self.served.confirm()
 
     async def _render_and_think(self) -> None:
@@ -115,10 +115,10 @@ class Turn:
             self.thoughts = thoughts
 
     async def _think(self) -> None:
-        sampling = self._sampling(self._thought_budget(self.room))
-        self.thoughts = await think(
-            self.served.engine, self.prompt_ids, self.served.model.format, **sampling
-        )
+        fmt = self.served.model.format
+        room = self.room - len(fmt.prefix.encode())  # no token has less than a byte
+        sampling = self._sampling(self._thought_budget(room))
+        self.thoughts = await think(self.served.engine, self.prompt_ids, fmt, **sampling)
 
     def _sampling(self, budget: int) -> dict[str, Any]:
         """Of phase 1. Of greedy thoughts, which are all alike, vLLM draws only one."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from services.coordinator.chat.answer import AnswerReader, Piece
 from services.coordinator.chat.schema import Tool
 from services.coordinator.chat.tool_calls import BEGIN, END, ToolCallReader, grammar
-from shared.answer_filter import AnswerFilter, fold, partition
+from shared.answer_filter import AnswerFilter, fold
 from shared.engine_answers import Choice, TokenLogprob
 from shared.errors import PlatformError, Unavailable
 from shared.formats import NATIVE, Marks
@@ -18,9 +18,10 @@ from shared.formats import NATIVE, Marks
 THOUGHT, RESPONSE = "Think: ", "Say:"
 MARKS = (Marks(THOUGHT, RESPONSE), NATIVE)
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+TELLING = '<tool_call>\n{"name": "tell", "arguments": {"a": "Say: hm"}}\n</tool_call>'
 PARTS = st.sampled_from(
     ["a", " ", "\n", "İ思", "Thi", "nk: ", THOUGHT, THOUGHT.upper(), RESPONSE, RESPONSE.lower(),
-     "S", CALL, "<tool_call>", "</tool_call>", "<tool", *NATIVE, "<THINK>", "<thi"]
+     "S", CALL, TELLING, "<tool_call>", "</tool_call>", "<tool", *NATIVE, "<THINK>", "<thi"]
 )  # fmt: skip
 TEXTS = st.lists(PARTS, max_size=12).map("".join)
 
@@ -111,18 +112,34 @@ def test_cuts_change_no_call(text: str, cuts: list[int]) -> None:
     assert shown(whole) == without_calls(without_thoughts(text, tools=True))
 
 
-@given(TEXTS, st.lists(st.integers(0, 80)))
-def test_a_thought_cut_short_is_hidden_to_its_own_end(text: str, cuts: list[int]) -> None:
-    thought, end, answer = partition(text, fold(RESPONSE))
-    expected = without_thoughts(answer if end else thought)
-    assert shown(read(text, cuts, cut_before=RESPONSE)) == expected
+@given(TEXTS, st.lists(st.integers(0, 80)), st.booleans())
+def test_a_thought_cut_short_is_hidden_to_its_own_end(
+    text: str, cuts: list[int], tools: bool
+) -> None:
+    """Which does not stand in the arguments of a call."""
+    searched = fold(text).replace(fold(TELLING), "-" * len(TELLING)) if tools else fold(text)
+    at = searched.find(fold(RESPONSE))
+    expected = without_thoughts(text[at + len(RESPONSE) :] if at >= 0 else text, tools=tools)
+    found = shown(read(text, cuts, tools=tools, cut_before=RESPONSE))
+    assert found == (without_calls(expected) if tools else expected)
+
+
+def test_behind_a_marker_of_its_own_no_token_is_given_out() -> None:
+    pieces = read(f"{RESPONSE} 42 and more", [5], cut_before=RESPONSE)
+    assert (shown(pieces), [piece.logprobs for piece in pieces]) == ("42 and more", [[], []])
 
 
 @pytest.mark.parametrize("words", ["<think>x</think>y", "<think>", THOUGHT, "</tool_call>"])
 def test_an_argument_may_hold_any_text(words: str) -> None:
     call = CALL.replace('"a": 1', f'"a": "{words}"')
     [piece] = read(f"So. {call}", [], tools=True)
-    assert (piece.text, piece.calls[0].arguments) == ("So. ", f'{{"a":"{words}"}}')
+    assert (piece.text, piece.calls[0].arguments) == ("So. ", f'{{"a": "{words}"}}')
+
+
+@pytest.mark.parametrize("number", ["12345678901234567890123", "1e400", '"\\ud83d"'])
+def test_arguments_stay_as_they_were_written(number: str) -> None:
+    [piece] = read(CALL.replace("1}", f"{number}}}"), [], tools=True)
+    assert piece.calls[0].arguments == f'{{"a": {number}}}'
 
 
 def test_a_call_inside_of_a_thought_is_none() -> None:
@@ -133,7 +150,7 @@ def test_a_call_inside_of_a_thought_is_none() -> None:
 def test_a_call_is_taken_out_of_the_text() -> None:
     [piece] = read(f"Let me see. {CALL}\n{CALL}", [], tools=True)
     assert piece.text == "Let me see. "
-    assert [(c.name, c.arguments) for c in piece.calls] == [("add", '{"a":1}')] * 2
+    assert [(c.name, c.arguments) for c in piece.calls] == [("add", '{"a": 1}')] * 2
     assert piece.finish_reason == "tool_calls"
 
 

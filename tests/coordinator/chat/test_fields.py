@@ -54,6 +54,29 @@ class TestMessages:
         assert post(served, messages=[{"role": "user", "content": parts}]).is_success
         assert "What is 17 + 25?" in asked(scripted)[2]
 
+    @pytest.mark.parametrize(
+        "after",
+        [
+            {"role": "assistant", "content": "Let me see."},
+            {"role": "assistant", "content": None},
+            {"role": "system", "content": "Be brief."},
+        ],
+    )
+    def test_the_question_need_not_be_last(
+        self, served: str, scripted: ScriptedEngine, after: dict[str, Any]
+    ) -> None:
+        assert post(served, messages=[*QUESTION, after]).is_success
+        prompt = asked(scripted)[2]
+        assert prompt.index("thought process") < prompt.index(
+            f"{after['role']}\n{after['content'] or ''}"
+        )
+
+    def test_the_system_alone_may_ask(self, served: str, scripted: ScriptedEngine) -> None:
+        asks = "Write a poem."
+        assert post(served, messages=[{"role": "system", "content": asks}]).is_success
+        assert "thought process" in asked(scripted)[2]
+        assert asks in asked(scripted)[2]
+
     @pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])
     def test_other_parts_are_refused(self, served: str, kind: str) -> None:
         part = {"type": kind, kind: {"url": "data:image/png;base64,AA=="}}
@@ -75,6 +98,12 @@ class TestMessages:
 
 
 class TestWhatIsHandedOn:
+    def test_a_top_p_of_0_is_the_least_that_the_engine_takes(
+        self, served: str, scripted: ScriptedEngine
+    ) -> None:
+        assert post(served, top_p=0).is_success
+        assert all(0 < request["top_p"] < 1e-3 for request in asked(scripted)[:2])
+
     @pytest.mark.parametrize(
         "field",
         [
