@@ -6,6 +6,7 @@ from services.coordinator.report.markup import (
     Json,
     document,
     judge_lines,
+    notes,
     percent,
     section,
     table,
@@ -56,7 +57,8 @@ def _validation(found: Json | None) -> str:
             ("gain over the parent in share won from the seed", interval(gain, signed=True))
         )
     rows.append(("checkpoint chosen", f"epoch {found['chosen_epoch']}"))
-    return table(("", "mean, 95% interval"), rows)
+    text = notes(rates.get(whom) for whom in ("seed", "parent"))
+    return table(("", "mean, 95% interval"), rows) + text
 
 
 def _categories(report: Json) -> str:

@@ -44,6 +44,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def notes(rates: Iterable[Json | None]) -> str:
+    """What is to be known of them, each note once."""
+    found = dict.fromkeys(note for rate in rates if rate and (note := rate.get("note")))
+    return "".join(f'<p class="sub">{escape(note)}</p>' for note in found)
+
+
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
@@ -73,8 +79,7 @@ def versus_section(found: Sequence[Json]) -> str:
         for versus in found
     ]
     header = ("", "score, thinking - direct", "thinking wins", "length-controlled", "prompts")
-    notes = {versus["note"] for versus in found if versus["note"]}
-    text = "".join(f'<p class="sub">{escape(note)}</p>' for note in notes)
+    text = notes([*found, *(versus["win_rate"] for versus in found)])
     return section("Thinking and direct, on the same prompts", text + table(header, rows))
 
 

@@ -6,6 +6,7 @@ from services.coordinator.report.markup import (
     Json,
     document,
     judge_lines,
+    notes,
     percent,
     section,
     table,
@@ -78,8 +79,12 @@ def _score(row: Json) -> Json | None:
     return score
 
 
+def _against_seed(row: Json) -> Json | None:
+    return (row["win_rate"] or {}).get("seed")
+
+
 def _rate(kind: str) -> Callable[[Json], Json | None]:
-    return lambda row: ((row["win_rate"] or {}).get("seed") or {}).get(kind)
+    return lambda row: (_against_seed(row) or {}).get(kind)
 
 
 def _mean_of(what: str) -> Callable[[Json], Json | None]:
@@ -112,7 +117,7 @@ def _iterations(run: Json) -> str:
         )
         for row in run["iterations"]
     ]
-    return table(header, rows)
+    return table(header, rows) + notes(_against_seed(row) for row in run["iterations"])
 
 
 def _lengths(row: Json) -> str:

@@ -12,6 +12,8 @@ from sqlalchemy import Engine, select, update
 
 from services.coordinator.app import app
 from services.coordinator.report import build
+from services.coordinator.report.run_page import run_page
+from services.coordinator.winrate import INSEPARABLE
 from shared.db import transaction
 from shared.formats import NONE, SPECIFIC
 from shared.models import Iteration, Prompt, Status
@@ -23,7 +25,9 @@ from tests.past_runs import past_run
 HOSTILE = "</td><script>alert('x')</script>&\"<img src=//evil.test>"
 THOUGHT = "SECRET THOUGHT"
 TRAINING = [[Out(1.0, text=THOUGHT), Out(0.0), BROKEN]]
-SEED = [[Out(0.0)], [Out(0.5)], [Out(1.0)]]
+ENOUGH = 8
+"""Times three prompts are enough for a length-controlled rate."""
+SEED = [[Out(0.0)], [Out(0.5)], [Out(1.0)]] * ENOUGH
 CONFIG = {
     "thought_format": SPECIFIC.model_dump() | {"name": HOSTILE[:64]},
     "judge": {"kind": "reward_model", "model": HOSTILE},
@@ -70,15 +74,12 @@ def runs(client: TestClient) -> tuple[uuid.UUID, uuid.UUID, uuid.UUID]:
     """A run of two iterations, of which the second still runs; its baseline, which has ended one;
     and the iteration that has."""
     with transaction() as session:
-        seed, dataset = factories.model(session), factories.dataset(session, 1, 3)
+        seed, dataset = factories.model(session), factories.dataset(session, 1, 3 * ENOUGH)
         session.execute(update(Prompt).values(category=HOSTILE))
         thinking, direct = uuid.uuid4(), uuid.uuid4()
         for outs, given in (
-            ([[Out(1.0)], [Out(1.0)], [BROKEN]], {"run_id": thinking, "config": CONFIG}),
-            (
-                [[Out(0.0)], [Out(0.5)], [Out(1.0)]],
-                {"run_id": direct, "baseline_of": thinking, "config": DIRECT},
-            ),
+            ([[Out(1.0)], [Out(1.0)], [BROKEN]] * ENOUGH, {"run_id": thinking, "config": CONFIG}),
+            (SEED, {"run_id": direct, "baseline_of": thinking, "config": DIRECT}),
         ):
             row = running(session, dataset, seed, **given)
             checkpoint = trained(session, row, TRAINING)
@@ -152,6 +153,13 @@ def test_plots_have_both_runs(client: TestClient, runs: Any) -> None:
     assert "stroke-dasharray" in html
 
 
+def test_a_page_says_why_there_is_no_length_controlled_rate(client: TestClient, runs: Any) -> None:
+    report = client.get(f"/runs/{runs[0]}/report").json()
+    assert INSEPARABLE not in Page(run_page(report)).text
+    report["iterations"][0]["win_rate"]["seed"] |= {"length_controlled": None, "note": INSEPARABLE}
+    assert INSEPARABLE in Page(run_page(report)).text
+
+
 @pytest.fixture
 def old(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[uuid.UUID]:
     """An iteration with a report of an earlier version."""
@@ -177,7 +185,7 @@ def test_an_earlier_versions_report_shows_what_it_has(client: TestClient, old: u
 def test_a_page_says_what_the_judges_counted(client: TestClient, runs: Any) -> None:
     page = Page(client.get(f"/iterations/{runs[2]}/report.html").text)
     assert "training samplesvalidationseed" in page.text
-    assert "calls333" in page.text
+    assert "calls32424" in page.text
 
 
 def test_what_is_not_there_is_said(client: TestClient, runs: Any) -> None:
