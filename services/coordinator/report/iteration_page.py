@@ -65,6 +65,7 @@ def _categories(report: Json) -> str:
     found = report.get("categories")
     if not found:
         return ""
+    rates: list[Json] = [(c.get("win_rate") or {}).get("seed") or {} for c in found]
     rows = [
         (
             c["category"],
@@ -72,10 +73,16 @@ def _categories(report: Json) -> str:
             number(c["score"]),
             number(c["seed_score"]),
             interval(c["vs_seed"], signed=True),
+            interval(rate.get("raw")),
+            interval(rate.get("length_controlled")),
         )
-        for c in found
+        for c, rate in zip(found, rates, strict=True)
     ]
-    return table(("category", "prompts", "score", "seed", "against the seed"), rows)
+    header = (
+        *("category", "prompts", "score", "seed", "against the seed", "wins against the seed"),
+        "length-controlled",
+    )
+    return table(header, rows) + notes(rates)
 
 
 def _shown(found: Mapping[str, Json | None]) -> list[tuple[str, Json]]:

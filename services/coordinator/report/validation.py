@@ -2,20 +2,21 @@
 
 import uuid
 from collections import Counter, defaultdict
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.coordinator import evaluation
-from services.coordinator.evaluation import Scores
 from services.coordinator.report.outputs import outputs
 from services.coordinator.state import checkpoints, config_of
-from services.coordinator.winrate import duels, duels_by_share, win_rate
+from services.coordinator.winrate import Duel, Samples, duels, duels_by_share, win_rate
 from shared.models import Evaluation, Iteration, IterationPrompt, Prompt, Split
 
 MOST_CATEGORIES = 50
 """A dataset may name as many as it has prompts."""
+T = TypeVar("T")
 
 
 def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
@@ -54,11 +55,12 @@ def _win_rates(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
     assert iteration.parent_model_id is not None
     model = evaluation.samples(session, run, chosen_id)
     seed = evaluation.samples(session, run, iteration.seed_model_id)
+    against_seed = win_rate(_against_seed(iteration)(model, seed))
     if config_of(iteration).evaluating_judge.compares:
-        # Scores are shares won against the seed's responses. Nobody compared the model's with
-        # the parent's, so there is no rate of wins against those.
+        # Nobody compared the model's responses with the parent's, so there is no rate of wins
+        # against those.
         return {
-            "seed": win_rate(duels_by_share(model, seed)),
+            "seed": against_seed,
             "parent": None,
             "gain_in_share_over_parent": evaluation.compare(
                 evaluation.scores(session, run, chosen_id),
@@ -67,15 +69,21 @@ def _win_rates(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
         }
     parent = evaluation.samples(session, run, iteration.parent_model_id)
     return {
-        "seed": win_rate(duels(model, seed)),
+        "seed": against_seed,
         "parent": win_rate(duels(model, parent)),
         "gain_in_share_over_parent": None,
     }
 
 
+def _against_seed(iteration: Iteration) -> Callable[[Samples, Samples], list[Duel]]:
+    """Scores of a judge that compares are shares won against the seed's responses already."""
+    return duels_by_share if config_of(iteration).evaluating_judge.compares else duels
+
+
 def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
-    """Score and difference to the seed by category, the largest first; prompts that the dataset
-    puts in none are left out."""
+    """Score, difference to the seed and win rate against it by category, the largest first;
+    prompts that the dataset puts in none are left out."""
+    run, seed_id = iteration.run_id, iteration.seed_model_id
     query = (
         select(Prompt.id, Prompt.category)
         .join(IterationPrompt, IterationPrompt.prompt_id == Prompt.id)
@@ -86,11 +94,14 @@ def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
         )
     )
     named = {prompt_id: str(category) for prompt_id, category in session.execute(query)}
-    chosen = evaluation.scores(session, iteration.run_id, chosen_id)
-    seed = evaluation.scores(session, iteration.run_id, iteration.seed_model_id)
+    chosen = evaluation.scores(session, run, chosen_id)
     sizes = Counter(named[p] for p in chosen if p in named)
     shown = sorted(sizes, key=lambda name: (-sizes[name], name))[:MOST_CATEGORIES]
-    ours, theirs = _by_category(chosen, named), _by_category(seed, named)
+    ours = _by_category(chosen, named)
+    theirs = _by_category(evaluation.scores(session, run, seed_id), named)
+    our_samples = _by_category(evaluation.samples(session, run, chosen_id), named)
+    their_samples = _by_category(evaluation.samples(session, run, seed_id), named)
+    fought = _against_seed(iteration)
     return {
         "categories": [
             {
@@ -99,6 +110,7 @@ def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
                 "score": evaluation.mean(ours[name]),
                 "seed_score": evaluation.mean(theirs[name]) if theirs[name] else None,
                 "vs_seed": evaluation.compare(ours[name], theirs[name]),
+                "win_rate": {"seed": win_rate(fought(our_samples[name], their_samples[name]))},
             }
             for name in shown
         ],
@@ -106,11 +118,13 @@ def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
     }
 
 
-def _by_category(scores: Scores, named: dict[int, str]) -> defaultdict[str, dict[int, float]]:
-    groups: defaultdict[str, dict[int, float]] = defaultdict(dict)
-    for prompt_id, score in scores.items():
+def _by_category(
+    found: Mapping[int, T], named: Mapping[int, str]
+) -> defaultdict[str, dict[int, T]]:
+    groups: defaultdict[str, dict[int, T]] = defaultdict(dict)
+    for prompt_id, value in found.items():
         if prompt_id in named:
-            groups[named[prompt_id]][prompt_id] = score
+            groups[named[prompt_id]][prompt_id] = value
     return groups
 
 

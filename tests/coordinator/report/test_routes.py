@@ -15,6 +15,7 @@ from services.coordinator.report import build
 from services.coordinator.report.run_page import run_page
 from services.coordinator.winrate import INSEPARABLE
 from shared.db import transaction
+from shared.figures import interval
 from shared.formats import NONE, SPECIFIC
 from shared.models import Iteration, Prompt, Status
 from shared.settings import get_settings
@@ -180,6 +181,16 @@ def test_an_earlier_versions_report_shows_what_it_has(client: TestClient, old: u
     assert report["iterations"][0]["score"] is None
     for path in (f"/iterations/{old}", f"/runs/{run_id}"):
         Page(client.get(f"{path}/report.html").text)
+
+
+def test_a_page_has_the_win_rate_of_each_category(client: TestClient, runs: Any) -> None:
+    text = Page(client.get(f"/iterations/{runs[2]}/report.html").text).text
+    report = client.get(f"/iterations/{runs[2]}/report").json()
+    [category] = report["categories"]
+    rates = category["win_rate"]["seed"]
+    shown = [interval(rates[kind]) for kind in ("raw", "length_controlled")]
+    assert "-" not in shown
+    assert interval(category["vs_seed"], signed=True) + "".join(shown) in text
 
 
 def test_a_page_says_what_the_judges_counted(client: TestClient, runs: Any) -> None:
