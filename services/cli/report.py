@@ -83,7 +83,7 @@ def validation(report: Object) -> Rows:
 
 
 def win_rates(rates: Object) -> Rows:
-    rows, notes = [], []
+    rows, notes = [], [rates.get("note")]
     for whom in ("seed", "parent"):
         if rate := rates.get(whom):
             rows.append((f"win rate against the {whom}", interval(rate["raw"])))

@@ -57,7 +57,7 @@ def _validation(found: Json | None) -> str:
             ("gain over the parent in share won from the seed", interval(gain, signed=True))
         )
     rows.append(("checkpoint chosen", f"epoch {found['chosen_epoch']}"))
-    text = notes(rates.get(whom) for whom in ("seed", "parent"))
+    text = notes([rates, rates.get("seed"), rates.get("parent")])
     return table(("", "mean, 95% interval"), rows) + text
 
 

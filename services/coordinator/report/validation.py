@@ -16,6 +16,10 @@ from shared.models import Evaluation, Iteration, IterationPrompt, Prompt, Split
 
 MOST_CATEGORIES = 50
 """A dataset may name as many as it has prompts."""
+NOT_COMPARED = (
+    "No win rate against the parent: the judge compares each model's responses with the seed's "
+    "alone. The gain in share won from the seed stands in for it."
+)
 T = TypeVar("T")
 
 
@@ -51,27 +55,29 @@ def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
 
 
 def _win_rates(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
-    run = iteration.run_id
-    assert iteration.parent_model_id is not None
+    run, parent_id = iteration.run_id, iteration.parent_model_id
+    assert parent_id is not None
+    compares = config_of(iteration).evaluating_judge.compares
+    of_seed = parent_id == iteration.seed_model_id
     model = evaluation.samples(session, run, chosen_id)
     seed = evaluation.samples(session, run, iteration.seed_model_id)
     against_seed = win_rate(_against_seed(iteration)(model, seed))
-    if config_of(iteration).evaluating_judge.compares:
-        # Nobody compared the model's responses with the parent's, so there is no rate of wins
-        # against those.
-        return {
-            "seed": against_seed,
-            "parent": None,
-            "gain_in_share_over_parent": evaluation.compare(
-                evaluation.scores(session, run, chosen_id),
-                evaluation.scores(session, run, iteration.parent_model_id),
-            ),
-        }
-    parent = evaluation.samples(session, run, iteration.parent_model_id)
+    if of_seed:
+        against_parent = against_seed
+    elif compares:
+        against_parent = None
+    else:
+        against_parent = win_rate(duels(model, evaluation.samples(session, run, parent_id)))
     return {
         "seed": against_seed,
-        "parent": win_rate(duels(model, parent)),
-        "gain_in_share_over_parent": None,
+        "parent": against_parent,
+        "gain_in_share_over_parent": evaluation.compare(
+            evaluation.scores(session, run, chosen_id),
+            evaluation.scores(session, run, parent_id),
+        )
+        if compares
+        else None,
+        "note": NOT_COMPARED if compares and not of_seed else None,
     }
 
 

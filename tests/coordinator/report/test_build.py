@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.coordinator.report import build
-from services.coordinator.report.validation import MOST_CATEGORIES
+from services.coordinator.report.validation import MOST_CATEGORIES, NOT_COMPARED
 from services.coordinator.winrate import INSEPARABLE
 from shared.models import Iteration, Model, Prompt, Split
 from tests import factories
@@ -63,7 +63,8 @@ def test_shares_of_a_comparing_judge_are_the_win_rate_against_the_seed(session: 
     )
     rates = report["validation"]["win_rate"]
     assert rates["seed"]["raw"]["mean"] == pytest.approx((0.75 + 1.0 + 0) / 3)
-    assert rates["parent"] is None
+    assert rates["parent"] == rates["seed"], "the parent is the seed"
+    assert rates["note"] is None
     assert rates["gain_in_share_over_parent"]["mean"] == pytest.approx((0.25 + 0.5 - 0.5) / 3)
 
 
@@ -179,14 +180,28 @@ def test_no_text_is_in_a_report(session: Session) -> None:
     assert "Prompt 1" not in str(report)
 
 
-def test_a_parent_of_its_own_is_compared_with(session: Session) -> None:
+def third_generation(session: Session, **given: Any) -> Any:
+    """The win rates of a model whose parent is not the seed."""
     seed, dataset = factories.model(session), factories.dataset(session, train=3, validation=2)
     parent: Model = factories.model(session, name="parent")
-    iteration: Iteration = running(session, dataset, seed, parent_model_id=parent.id, number=2)
+    of_parent = {"parent_model_id": parent.id, "number": 2}
+    iteration: Iteration = running(session, dataset, seed, **of_parent, **given)
     checkpoint = trained(session, iteration, TRAINING)
     evaluated(session, iteration, seed.id, [[Out(0.0)], [Out(0.0)]])
     evaluated(session, iteration, parent.id, [[Out(2.0)], [Out(0.0)]])
     evaluated(session, iteration, checkpoint.id, [[Out(1.0)], [Out(1.0)]])
-    rates = build(session, iteration, checkpoint.id)["validation"]["win_rate"]
+    return build(session, iteration, checkpoint.id)["validation"]["win_rate"]
+
+
+def test_a_parent_of_its_own_is_compared_with(session: Session) -> None:
+    rates = third_generation(session)
     assert rates["seed"]["raw"]["mean"] == 1
     assert rates["parent"]["raw"]["mean"] == 0.5
+    assert rates["note"] is None
+
+
+def test_a_parent_that_a_judge_has_not_compared_with_is_said_to_be_none(session: Session) -> None:
+    rates = third_generation(session, config={"judge": PAIRWISE})
+    assert rates["seed"]["raw"]["mean"] == 1
+    assert (rates["parent"], rates["note"]) == (None, NOT_COMPARED)
+    assert rates["gain_in_share_over_parent"]["mean"] == 0
