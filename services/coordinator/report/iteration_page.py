@@ -45,6 +45,7 @@ def _validation(found: Json | None) -> str:
     rows = [
         ("score", interval(found.get("score_interval"))),
         ("score of the seed", interval(found.get("seed_interval"))),
+        ("score of an output without a response", number(found.get("floor"))),
         ("against the seed", interval(found["vs_seed"], signed=True)),
         ("against the parent", interval(found["vs_parent"], signed=True)),
     ]

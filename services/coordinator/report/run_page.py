@@ -1,6 +1,6 @@
 """A run's report as one HTML file: plots and tables by iteration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from services.coordinator.report.markup import (
     Json,
@@ -52,7 +52,7 @@ def run_page(report: Json) -> str:
     ]
     body = [
         warning(report),
-        section("Plots", f'<div class="plots">{"".join(plots)}</div>'),
+        section("Plots", f'<div class="plots">{"".join(plots)}</div>' + notes([_floors(runs)])),
         *(section(f"Iterations: {run['name']}", _iterations(run)) for run, *_ in runs),
         versus_section(report["thinking_vs_direct"]),
     ]
@@ -72,6 +72,20 @@ def _points(run: Json, figure: Callable[[Json], Json | None], seed: bool) -> lis
     rows += [(row["number"], row) for row in run["iterations"]]
     found = ((number, figure(row)) for number, row in rows)
     return [Point(n, f["mean"], f.get("low"), f.get("high")) for n, f in found if f]
+
+
+def _floors(runs: Sequence[tuple[Json, str, bool]]) -> Json | None:
+    """A note where scores of outputs without a response differ from one point to the next."""
+    rows = [row for run, *_ in runs for row in (run["seed"], *run["iterations"])]
+    found = {row["floor"] for row in rows if row["floor"] is not None and row["parse_rate"] != 1}
+    if len(found) < 2:
+        return None
+    low, high = number(min(found)), number(max(found))
+    return {
+        "note": "An output without a response has the lowest score that a response had got in its "
+        f"run by then, here from {low} to {high}. So scores of different iterations and runs are "
+        "not quite on one scale; differences against seed, parent and direct each are."
+    }
 
 
 def _score(row: Json) -> Json | None:

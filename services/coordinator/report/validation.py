@@ -30,6 +30,7 @@ def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
     assert iteration.parent_model_id is not None
     parent = evaluation.scores(session, run, iteration.parent_model_id)
     rows = checkpoints(session, iteration)
+    compares = config_of(iteration).evaluating_judge.compares
     scored = [m for m in rows if evaluation.exists(session, run, m.id)]
     return {
         "checkpoints": [
@@ -43,6 +44,8 @@ def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
         ],
         "chosen_epoch": next(m.epoch for m in rows if m.id == chosen_id),
         "score": evaluation.mean(chosen),
+        # A comparing judge's scores need none: such an output loses a comparison, or ties.
+        "floor": None if compares else evaluation.worst(session, run),
         # A judge that is away for a while may have scored none of theirs.
         "seed_score": evaluation.mean(seed) if seed else None,
         "parent_score": evaluation.mean(parent) if parent else None,

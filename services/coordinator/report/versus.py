@@ -30,13 +30,15 @@ def thinking_vs_direct(
     ours, theirs = (iteration.run_id, model_id), (other.run_id, other.result_model_id)
     thinking, direct = (theirs, ours) if iteration.baseline_of else (ours, theirs)
     compares = config_of(iteration).evaluating_judge.compares
+    floor = evaluation.worst(session, thinking[0], direct[0])
     return {
         "thinking_model": str(thinking[1]),
         "direct_model": str(direct[1]),
         "measure": "share_won_against_own_seed" if compares else "score",
         "note": OWN_SEEDS if compares else None,
         "difference": evaluation.compare(
-            evaluation.scores(session, *thinking), evaluation.scores(session, *direct)
+            evaluation.scores(session, *thinking, floor),
+            evaluation.scores(session, *direct, floor),
         ),
         # Of comparing judges none has seen the two side by side.
         "win_rate": None

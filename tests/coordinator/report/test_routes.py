@@ -161,6 +161,16 @@ def test_a_page_says_why_there_is_no_length_controlled_rate(client: TestClient, 
     assert INSEPARABLE in Page(run_page(report)).text
 
 
+def test_a_page_says_that_points_have_floors_of_their_own(client: TestClient, runs: Any) -> None:
+    report = client.get(f"/runs/{runs[0]}/report").json()
+    [first, *_], seed = report["iterations"], report["seed"]
+    assert (first["floor"], first["parse_rate"]) == (0.0, pytest.approx(2 / 3))
+    first["floor"], seed["floor"] = -5.25, -2.5
+    assert "from -5.250" not in Page(run_page(report)).text, "all of the seed's outputs parse"
+    seed["parse_rate"] = 0.5
+    assert "from -5.250 to -2.500" in Page(run_page(report)).text
+
+
 @pytest.fixture
 def old(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[uuid.UUID]:
     """An iteration with a report of an earlier version."""
