@@ -68,18 +68,25 @@ def versus_section(found: Sequence[Json]) -> str:
     """Thinking minus direct; empty where there is no baseline."""
     if not found:
         return ""
+    against = [
+        [versus.get(key) or {} for key in ("win_rate", "win_rate_against_direct_seed")]
+        for versus in found
+    ]
+    kinds = ("raw", "length_controlled")
     rows = [
         (
             str(versus.get("number", "")),
             interval(versus["difference"], signed=True),
-            interval((versus["win_rate"] or {}).get("raw")),
-            interval((versus["win_rate"] or {}).get("length_controlled")),
+            *(interval(rate.get(kind)) for rate in rates for kind in kinds),
             str(versus["difference"]["n"]),
         )
-        for versus in found
+        for versus, rates in zip(found, against, strict=True)
     ]
-    header = ("", "score, thinking - direct", "thinking wins", "length-controlled", "prompts")
-    text = notes([*found, *(versus["win_rate"] for versus in found)])
+    header = (
+        *("", "score, thinking - direct", "thinking wins against direct", "length-controlled"),
+        *("thinking wins against the direct seed", "length-controlled", "prompts"),
+    )
+    text = notes([*found, *(rate for rates in against for rate in rates)])
     return section("Thinking and direct, on the same prompts", text + table(header, rows))
 
 

@@ -147,11 +147,26 @@ def test_pages_load_nothing_run_nothing_and_hold_no_thought(client: TestClient, 
 
 def test_plots_have_both_runs(client: TestClient, runs: Any) -> None:
     html = client.get(f"/runs/{runs[0]}/report.html").text
-    assert html.count("<svg") == 4
+    assert html.count("<svg") == 5
     text = Page(html).text
+    assert "Win rate of each against its own seed" in text
+    assert "Win rate of both against the direct seed" in text
     for line in ("thinking raw", "direct length-controlled", "thinking thought", "direct response"):
         assert line in text
     assert "stroke-dasharray" in html
+
+
+def test_without_a_baseline_or_a_common_judge_there_is_no_common_seed(
+    client: TestClient, runs: Any
+) -> None:
+    alone = client.get(f"/runs/{runs[1]}/report.html").text
+    assert alone.count("<svg") == 4
+    assert "Win rate against the seed" in Page(alone).text
+    report = client.get(f"/runs/{runs[0]}/report").json()
+    report["thinking_vs_direct"][0] |= {"win_rate": None, "win_rate_against_direct_seed": None}
+    assert run_page(report).count("<svg") == 4
+    del report["thinking_vs_direct"][0]["win_rate_against_direct_seed"]
+    assert run_page(report).count("<svg") == 4, "of an earlier version"
 
 
 def test_a_page_says_why_there_is_no_length_controlled_rate(client: TestClient, runs: Any) -> None:
