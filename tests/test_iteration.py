@@ -175,7 +175,7 @@ def test_a_direct_baseline_runs_beside_and_is_compared(scripted: Scripted) -> No
     for iteration in (thinking, direct):
         assert iteration["status"] == "succeeded", iteration["error"]
         report = iteration["report"]
-        assert report["validation"]["win_rate"]["seed"]["length_controlled"]["n"] == 6
+        assert report["validation"]["win_rate"]["seed"]["raw"]["n"] == 6
         assert len(report["length_control"]["sweep"]) == 6
     assert not direct["report"]["promoted"]
     assert direct["report"]["outputs"]["training"]["thought_tokens"]["mean"] == 0

@@ -83,12 +83,13 @@ def validation(report: Object) -> Rows:
 
 
 def win_rates(rates: Object) -> Rows:
-    rows = []
+    rows, notes = [], [rates.get("note")]
     for whom in ("seed", "parent"):
         if rate := rates.get(whom):
             rows.append((f"win rate against the {whom}", interval(rate["raw"])))
             rows.append(("length-controlled", interval(rate["length_controlled"])))
-    return rows
+            notes.append(rate.get("note"))
+    return rows + [("note", note) for note in dict.fromkeys(notes) if note]
 
 
 def timings(seconds: dict[str, float]) -> Rows:

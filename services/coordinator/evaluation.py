@@ -16,15 +16,17 @@ Scores = Mapping[int, float]
 """Prompt id -> mean score over its samples."""
 
 
-def scores(session: Session, run_id: uuid.UUID, model_id: uuid.UUID) -> Scores:
-    """An output without a response has the worst score that there is. A prompt whose responses the
-    judge gave no score is left out."""
+def scores(
+    session: Session, run_id: uuid.UUID, model_id: uuid.UUID, floor: float | None = None
+) -> Scores:
+    """An output without a response has the worst score that there is: `floor`, or that of the run.
+    A prompt whose responses the judge gave no score is left out."""
     found = samples(session, run_id, model_id)
-    worst = 0.0
-    if any(sample.score is None for group in found.values() for sample in group):
-        worst = _worst(session, run_id)
+    failed = any(sample.score is None for group in found.values() for sample in group)
+    if floor is None:
+        floor = worst(session, run_id) if failed else 0.0
     return {
-        prompt_id: sum(worst if s.score is None else s.score for s in group) / len(group)
+        prompt_id: sum(floor if s.score is None else s.score for s in group) / len(group)
         for prompt_id, group in found.items()
     }
 
@@ -85,15 +87,16 @@ def _whole_share(parsed: bool, share: float | None, walkovers: float) -> float |
     return None if share is None else share * (1 - walkovers) + walkovers
 
 
-def _worst(session: Session, run_id: uuid.UUID) -> float:
-    """Where the judge's scale has no lower end, the worst that a response has got in the run so
-    far: the same for all its models, and no better than any response."""
-    [iteration] = session.scalars(select(Iteration).where(Iteration.run_id == run_id).limit(1))
-    row = session.get_one(Evaluation, (run_id, iteration.seed_model_id))
+def worst(session: Session, *run_ids: uuid.UUID) -> float:
+    """The lower end of the judge's scale. Where it has none, the worst that a response has got so
+    far in runs with one judge: the same for all their models, and no better than any response."""
+    query = select(Iteration).where(Iteration.run_id == run_ids[0])
+    [iteration] = session.scalars(query.limit(1))
+    row = session.get_one(Evaluation, (run_ids[0], iteration.seed_model_id))
     spec = judge_spec(session.get_one(Job, row.judge_job_id).params["judge"])
     if spec.worst is not None:
         return spec.worst
-    judged = select(Evaluation.judge_job_id).where(Evaluation.run_id == run_id)
+    judged = select(Evaluation.judge_job_id).where(Evaluation.run_id.in_(run_ids))
     lowest = session.scalar(select(func.min(Judgment.score)).where(Judgment.job_id.in_(judged)))
     return 0.0 if lowest is None else lowest  # without any score, all outputs are equal
 

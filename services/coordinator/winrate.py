@@ -13,6 +13,13 @@ RESAMPLES = 500
 RIDGE = 0.1
 """Weight of the penalty on both parameters: it keeps them finite where one model wins everything,
 and counts for less the more prompts there are."""
+LEAST_WORTH = 20.0
+"""Of `worth`. In simulations the ridge moves rates from there on by 0.03 at most; below, it decides
+them more and more, and they seem the surer for it."""
+INSEPARABLE = (
+    "No length-controlled rate where one model's responses are nearly always the longer ones, or "
+    "prompts are few: the effect of length cannot be told from who is better."
+)
 STEPS, TOLERANCE = 50, 1e-9
 
 
@@ -84,31 +91,48 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def win_rate(fought: Sequence[Duel]) -> dict[str, Any] | None:
-    """Raw and length-controlled rate, each with its 95% interval over prompts; None of nothing."""
+    """Raw and length-controlled rate, each with its 95% interval over prompts; None of nothing.
+
+    The length-controlled one is None, and `note` says why, where `worth` is below `LEAST_WORTH`.
+    """
     if not fought:
         return None
+    shares = [duel.share for duel in fought]
+    lengths = length_terms([duel.longer for duel in fought])
+    told = worth(lengths) >= LEAST_WORTH
     n = len(fought)
-    raw = interval([duel.share for duel in fought])
-    controlled = length_controlled_interval(fought)
     return {
-        name: {"mean": mean, "low": low, "high": high, "n": n}
-        for name, (mean, low, high) in (("raw", raw), ("length_controlled", controlled))
+        "raw": _figure(interval(shares), n),
+        "length_controlled": _figure(_controlled(shares, lengths), n) if told else None,
+        "note": None if told else INSEPARABLE,
     }
 
 
-def length_controlled_interval(fought: Sequence[Duel]) -> tuple[float, float, float]:
+def _figure(found: tuple[float, float, float], n: int) -> dict[str, Any]:
+    return dict(zip(("mean", "low", "high"), found, strict=True)) | {"n": n}
+
+
+def worth(lengths: Sequence[float]) -> float:
+    """How many prompts without any difference in length would say as much of theta as these do.
+
+    n * var(x) / mean(x^2) of the length terms x: n over the factor by which fitting phi, too,
+    inflates theta's variance. It is n where neither model's responses are the longer ones on
+    average, and 0 where x is one value: the prompts then show theta + phi * x alone, which the
+    ridge would share out between the two whatever the truth is.
+    """
+    mean, square = _mean(lengths), _mean([x * x for x in lengths])
+    return len(lengths) * max(1 - mean * mean / square, 0.0) if square else float(len(lengths))
+
+
+def _controlled(shares: Sequence[float], lengths: Sequence[float]) -> tuple[float, float, float]:
     """(rate, low, high): the rate with both models' responses as long as each other.
 
     A logistic regression P(win) = sigmoid(theta + phi * tanh(d / std(d))), d the difference of
     the lengths; the rate is sigmoid(theta), its length term set to zero. A share that is no whole
-    win is a target between 0 and 1. Source: Dubois et al., arXiv 2404.04475, section 3, without
-    its term for each instruction's difficulty, which is known for AlpacaEval's prompts alone; its
-    L1 penalty chosen by cross-validation is a small fixed ridge here. The interval resamples
-    prompts, with a fixed seed.
+    win is a target between 0 and 1. Source: Dubois et al., arXiv 2404.04475, section 3; what is
+    left out of it is in `docs/reports.md`. The interval resamples prompts, with a fixed seed.
     """
-    shares = [duel.share for duel in fought]
-    lengths = length_terms([duel.longer for duel in fought])
-    n = len(fought)
+    n = len(shares)
     whole = fit(shares, lengths, [1] * n)
     rng = random.Random(SEED)
     everything = range(n)
@@ -127,11 +151,12 @@ def length_controlled_interval(fought: Sequence[Duel]) -> tuple[float, float, fl
 
 
 def length_terms(longer: Sequence[float]) -> list[float]:
-    """tanh(d / std(d)); all zero where there is no difference."""
+    """tanh(d / std(d)); its limit, the sign of d, where d is the same everywhere."""
     mean = _mean(longer)
     std = math.sqrt(_mean([(d - mean) ** 2 for d in longer]))
-    # A difference that is the same everywhere cannot be told from who is better.
-    return [math.tanh(d / std) if std > 1e-9 else 0.0 for d in longer]
+    if std <= 1e-9:
+        return [float((d > 0) - (d < 0)) for d in longer]
+    return [math.tanh(d / std) for d in longer]
 
 
 def fit(

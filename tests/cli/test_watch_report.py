@@ -92,6 +92,18 @@ def test_the_report_can_do_without_what_was_not_measured() -> None:
     assert "- / 44.0" in printed(report.table(iteration(1, "succeeded", report=unknown)))
 
 
+def test_notes_are_shown_once_and_beside_no_rate() -> None:
+    figure = {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 4}
+    rate = {"raw": figure, "length_controlled": None, "note": "few prompts"}
+    assert report.win_rates({"seed": rate, "parent": rate}) == [
+        ("win rate against the seed", "0.500 [0.250, 0.750]"),
+        ("length-controlled", "-"),
+        ("win rate against the parent", "0.500 [0.250, 0.750]"),
+        ("length-controlled", "-"),
+        ("note", "few prompts"),
+    ]
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_watching_shows_progress_until_the_end(
     terminal: bool, monkeypatch: pytest.MonkeyPatch

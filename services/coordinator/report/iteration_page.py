@@ -6,6 +6,7 @@ from services.coordinator.report.markup import (
     Json,
     document,
     judge_lines,
+    notes,
     percent,
     section,
     table,
@@ -44,6 +45,7 @@ def _validation(found: Json | None) -> str:
     rows = [
         ("score", interval(found.get("score_interval"))),
         ("score of the seed", interval(found.get("seed_interval"))),
+        ("score of an output without a response", number(found.get("floor"))),
         ("against the seed", interval(found["vs_seed"], signed=True)),
         ("against the parent", interval(found["vs_parent"], signed=True)),
     ]
@@ -56,13 +58,15 @@ def _validation(found: Json | None) -> str:
             ("gain over the parent in share won from the seed", interval(gain, signed=True))
         )
     rows.append(("checkpoint chosen", f"epoch {found['chosen_epoch']}"))
-    return table(("", "mean, 95% interval"), rows)
+    text = notes([rates, rates.get("seed"), rates.get("parent")])
+    return table(("", "mean, 95% interval"), rows) + text
 
 
 def _categories(report: Json) -> str:
     found = report.get("categories")
     if not found:
         return ""
+    rates: list[Json] = [(c.get("win_rate") or {}).get("seed") or {} for c in found]
     rows = [
         (
             c["category"],
@@ -70,10 +74,16 @@ def _categories(report: Json) -> str:
             number(c["score"]),
             number(c["seed_score"]),
             interval(c["vs_seed"], signed=True),
+            interval(rate.get("raw")),
+            interval(rate.get("length_controlled")),
         )
-        for c in found
+        for c, rate in zip(found, rates, strict=True)
     ]
-    return table(("category", "prompts", "score", "seed", "against the seed"), rows)
+    header = (
+        *("category", "prompts", "score", "seed", "against the seed", "wins against the seed"),
+        "length-controlled",
+    )
+    return table(header, rows) + notes(rates)
 
 
 def _shown(found: Mapping[str, Json | None]) -> list[tuple[str, Json]]:

@@ -44,6 +44,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def notes(rates: Iterable[Json | None]) -> str:
+    """What is to be known of them, each note once."""
+    found = dict.fromkeys(note for rate in rates if rate and (note := rate.get("note")))
+    return "".join(f'<p class="sub">{escape(note)}</p>' for note in found)
+
+
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
@@ -62,19 +68,25 @@ def versus_section(found: Sequence[Json]) -> str:
     """Thinking minus direct; empty where there is no baseline."""
     if not found:
         return ""
+    against = [
+        [versus.get(key) or {} for key in ("win_rate", "win_rate_against_direct_seed")]
+        for versus in found
+    ]
+    kinds = ("raw", "length_controlled")
     rows = [
         (
             str(versus.get("number", "")),
             interval(versus["difference"], signed=True),
-            interval((versus["win_rate"] or {}).get("raw")),
-            interval((versus["win_rate"] or {}).get("length_controlled")),
+            *(interval(rate.get(kind)) for rate in rates for kind in kinds),
             str(versus["difference"]["n"]),
         )
-        for versus in found
+        for versus, rates in zip(found, against, strict=True)
     ]
-    header = ("", "score, thinking - direct", "thinking wins", "length-controlled", "prompts")
-    notes = {versus["note"] for versus in found if versus["note"]}
-    text = "".join(f'<p class="sub">{escape(note)}</p>' for note in notes)
+    header = (
+        *("", "score, thinking - direct", "thinking wins against direct", "length-controlled"),
+        *("thinking wins against the direct seed", "length-controlled", "prompts"),
+    )
+    text = notes([*found, *(rate for rates in against for rate in rates)])
     return section("Thinking and direct, on the same prompts", text + table(header, rows))
 
 

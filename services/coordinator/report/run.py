@@ -51,6 +51,7 @@ def _run(iterations: Sequence[Iteration]) -> Json:
         # As its first iteration found it; all share the prompts and the scores.
         "seed": {
             "score": first.get("validation", {}).get("seed_interval"),
+            "floor": first.get("validation", {}).get("floor"),
             **_lengths(first, "seed"),
         },
         "iterations": [_iteration(row) for row in iterations],
@@ -67,6 +68,7 @@ def _iteration(row: Iteration) -> Json:
         "status": str(row.status),
         "model": _text(row.result_model_id),
         "score": validation.get("score_interval"),
+        "floor": validation.get("floor"),
         "vs_seed": validation.get("vs_seed"),
         "vs_parent": validation.get("vs_parent"),
         "win_rate": validation.get("win_rate"),

@@ -1,11 +1,12 @@
 """A run's report as one HTML file: plots and tables by iteration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from services.coordinator.report.markup import (
     Json,
     document,
     judge_lines,
+    notes,
     percent,
     section,
     table,
@@ -15,7 +16,8 @@ from services.coordinator.report.markup import (
 from services.coordinator.report.plot import Line, Point, plot
 from shared.figures import interval, number
 
-CONTROLLED, THOUGHT, RESPONSE = "length_controlled", "thought_tokens", "response_tokens"
+RAW, CONTROLLED, THOUGHT, RESPONSE = "raw", "length_controlled", "thought_tokens", "response_tokens"
+RATES = (("raw", RAW), ("length-controlled", CONTROLLED))
 
 
 def run_page(report: Json) -> str:
@@ -24,12 +26,13 @@ def run_page(report: Json) -> str:
     runs = [(report, "thinking" if baseline else report["name"], False)]
     if baseline:
         runs.append((baseline, "direct", True))
+    whom = "of each against its own seed" if baseline else "against the seed"
     numbers = [row["number"] for run, *_ in runs for row in run["iterations"]]
     labels = [(0.0, "seed"), *((float(n), str(n)) for n in range(1, max(numbers) + 1))]
 
     def lines(*figures: tuple[str, Callable[[Json], Json | None]], seed: bool) -> list[Line]:
         return [
-            Line(f"{whose} {what}".strip(), _points(run, figure, seed), dashed)
+            Line(f"{whose} {what}".strip(), _points(_rows(run, seed), figure), dashed)
             for run, whose, dashed in runs
             for what, figure in figures
         ]
@@ -37,8 +40,14 @@ def run_page(report: Json) -> str:
     plots = [
         plot("Validation score, 95% interval", lines(("", _score), seed=True), labels),
         plot(
-            "Win rate against the seed, 95% interval",
-            lines(("raw", _rate("raw")), ("length-controlled", _rate(CONTROLLED)), seed=False),
+            f"Win rate {whom}, 95% interval",
+            lines(*((what, _rate(kind)) for what, kind in RATES), seed=False),
+            labels,
+            guide=0.5,
+        ),
+        plot(
+            "Win rate of both against the direct seed, 95% interval",
+            _against_direct_seed(report),
             labels,
             guide=0.5,
         ),
@@ -51,7 +60,7 @@ def run_page(report: Json) -> str:
     ]
     body = [
         warning(report),
-        section("Plots", f'<div class="plots">{"".join(plots)}</div>'),
+        section("Plots", f'<div class="plots">{"".join(plots)}</div>' + notes([_floors(runs)])),
         *(section(f"Iterations: {run['name']}", _iterations(run)) for run, *_ in runs),
         versus_section(report["thinking_vs_direct"]),
     ]
@@ -66,11 +75,44 @@ def run_page(report: Json) -> str:
     return document(f"{report['name']}: report of a run", subtitle, body)
 
 
-def _points(run: Json, figure: Callable[[Json], Json | None], seed: bool) -> list[Point]:
-    rows = [(0, run["seed"])] if seed else []
-    rows += [(row["number"], row) for row in run["iterations"]]
-    found = ((number, figure(row)) for number, row in rows)
+def _rows(run: Json, seed: bool) -> list[Json]:
+    return [*([{"number": 0} | run["seed"]] if seed else []), *run["iterations"]]
+
+
+def _points(rows: Sequence[Json], figure: Callable[[Json], Json | None]) -> list[Point]:
+    found = ((row["number"], figure(row)) for row in rows)
     return [Point(n, f["mean"], f.get("low"), f.get("high")) for n, f in found if f]
+
+
+def _against_direct_seed(report: Json) -> list[Line]:
+    """None where the judge compares: it has not seen thinking beside the direct run's seed."""
+    thinking = [
+        {"number": versus["number"], "win_rate": {"seed": rate}}
+        for versus in report["thinking_vs_direct"]
+        if (rate := versus.get("win_rate_against_direct_seed"))
+    ]
+    if not thinking:
+        return []
+    runs = ("thinking", thinking, False), ("direct", report["baseline"]["iterations"], True)
+    return [
+        Line(f"{whose} {what}", _points(rows, _rate(kind)), dashed)
+        for whose, rows, dashed in runs
+        for what, kind in RATES
+    ]
+
+
+def _floors(runs: Sequence[tuple[Json, str, bool]]) -> Json | None:
+    """A note where scores of outputs without a response differ from one point to the next."""
+    rows = [row for run, *_ in runs for row in (run["seed"], *run["iterations"])]
+    found = {row["floor"] for row in rows if row["floor"] is not None and row["parse_rate"] != 1}
+    if len(found) < 2:
+        return None
+    low, high = number(min(found)), number(max(found))
+    return {
+        "note": "An output without a response has the lowest score that a response had got in its "
+        f"run by then, here from {low} to {high}. So scores of different iterations and runs are "
+        "not quite on one scale; differences against seed, parent and direct each are."
+    }
 
 
 def _score(row: Json) -> Json | None:
@@ -78,8 +120,12 @@ def _score(row: Json) -> Json | None:
     return score
 
 
+def _against_seed(row: Json) -> Json | None:
+    return (row["win_rate"] or {}).get("seed")
+
+
 def _rate(kind: str) -> Callable[[Json], Json | None]:
-    return lambda row: ((row["win_rate"] or {}).get("seed") or {}).get(kind)
+    return lambda row: (_against_seed(row) or {}).get(kind)
 
 
 def _mean_of(what: str) -> Callable[[Json], Json | None]:
@@ -104,7 +150,7 @@ def _iterations(run: Json) -> str:
             interval(row["score"]),
             interval(row["vs_seed"], signed=True),
             interval(row["vs_parent"], signed=True),
-            interval(_rate("raw")(row)),
+            interval(_rate(RAW)(row)),
             interval(_rate(CONTROLLED)(row)),
             _lengths(row),
             _parse(row),
@@ -112,7 +158,7 @@ def _iterations(run: Json) -> str:
         )
         for row in run["iterations"]
     ]
-    return table(header, rows)
+    return table(header, rows) + notes(_against_seed(row) for row in run["iterations"])
 
 
 def _lengths(row: Json) -> str:

@@ -2,20 +2,25 @@
 
 import uuid
 from collections import Counter, defaultdict
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.coordinator import evaluation
-from services.coordinator.evaluation import Scores
 from services.coordinator.report.outputs import outputs
 from services.coordinator.state import checkpoints, config_of
-from services.coordinator.winrate import duels, duels_by_share, win_rate
+from services.coordinator.winrate import Duel, Samples, duels, duels_by_share, win_rate
 from shared.models import Evaluation, Iteration, IterationPrompt, Prompt, Split
 
 MOST_CATEGORIES = 50
 """A dataset may name as many as it has prompts."""
+NOT_COMPARED = (
+    "No win rate against the parent: the judge compares each model's responses with the seed's "
+    "alone. The gain in share won from the seed stands in for it."
+)
+T = TypeVar("T")
 
 
 def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
@@ -25,6 +30,7 @@ def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
     assert iteration.parent_model_id is not None
     parent = evaluation.scores(session, run, iteration.parent_model_id)
     rows = checkpoints(session, iteration)
+    compares = config_of(iteration).evaluating_judge.compares
     scored = [m for m in rows if evaluation.exists(session, run, m.id)]
     return {
         "checkpoints": [
@@ -38,6 +44,8 @@ def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
         ],
         "chosen_epoch": next(m.epoch for m in rows if m.id == chosen_id),
         "score": evaluation.mean(chosen),
+        # A comparing judge's scores need none: such an output loses a comparison, or ties.
+        "floor": None if compares else evaluation.worst(session, run),
         # A judge that is away for a while may have scored none of theirs.
         "seed_score": evaluation.mean(seed) if seed else None,
         "parent_score": evaluation.mean(parent) if parent else None,
@@ -50,32 +58,41 @@ def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
 
 
 def _win_rates(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
-    run = iteration.run_id
-    assert iteration.parent_model_id is not None
+    run, parent_id = iteration.run_id, iteration.parent_model_id
+    assert parent_id is not None
+    compares = config_of(iteration).evaluating_judge.compares
+    of_seed = parent_id == iteration.seed_model_id
     model = evaluation.samples(session, run, chosen_id)
     seed = evaluation.samples(session, run, iteration.seed_model_id)
-    if config_of(iteration).evaluating_judge.compares:
-        # Scores are shares won against the seed's responses. Nobody compared the model's with
-        # the parent's, so there is no rate of wins against those.
-        return {
-            "seed": win_rate(duels_by_share(model, seed)),
-            "parent": None,
-            "gain_in_share_over_parent": evaluation.compare(
-                evaluation.scores(session, run, chosen_id),
-                evaluation.scores(session, run, iteration.parent_model_id),
-            ),
-        }
-    parent = evaluation.samples(session, run, iteration.parent_model_id)
+    against_seed = win_rate(_against_seed(iteration)(model, seed))
+    if of_seed:
+        against_parent = against_seed
+    elif compares:
+        against_parent = None
+    else:
+        against_parent = win_rate(duels(model, evaluation.samples(session, run, parent_id)))
     return {
-        "seed": win_rate(duels(model, seed)),
-        "parent": win_rate(duels(model, parent)),
-        "gain_in_share_over_parent": None,
+        "seed": against_seed,
+        "parent": against_parent,
+        "gain_in_share_over_parent": evaluation.compare(
+            evaluation.scores(session, run, chosen_id),
+            evaluation.scores(session, run, parent_id),
+        )
+        if compares
+        else None,
+        "note": NOT_COMPARED if compares and not of_seed else None,
     }
 
 
+def _against_seed(iteration: Iteration) -> Callable[[Samples, Samples], list[Duel]]:
+    """Scores of a judge that compares are shares won against the seed's responses already."""
+    return duels_by_share if config_of(iteration).evaluating_judge.compares else duels
+
+
 def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
-    """Score and difference to the seed by category, the largest first; prompts that the dataset
-    puts in none are left out."""
+    """Score, difference to the seed and win rate against it by category, the largest first;
+    prompts that the dataset puts in none are left out."""
+    run, seed_id = iteration.run_id, iteration.seed_model_id
     query = (
         select(Prompt.id, Prompt.category)
         .join(IterationPrompt, IterationPrompt.prompt_id == Prompt.id)
@@ -86,11 +103,14 @@ def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
         )
     )
     named = {prompt_id: str(category) for prompt_id, category in session.execute(query)}
-    chosen = evaluation.scores(session, iteration.run_id, chosen_id)
-    seed = evaluation.scores(session, iteration.run_id, iteration.seed_model_id)
+    chosen = evaluation.scores(session, run, chosen_id)
     sizes = Counter(named[p] for p in chosen if p in named)
     shown = sorted(sizes, key=lambda name: (-sizes[name], name))[:MOST_CATEGORIES]
-    ours, theirs = _by_category(chosen, named), _by_category(seed, named)
+    ours = _by_category(chosen, named)
+    theirs = _by_category(evaluation.scores(session, run, seed_id), named)
+    our_samples = _by_category(evaluation.samples(session, run, chosen_id), named)
+    their_samples = _by_category(evaluation.samples(session, run, seed_id), named)
+    fought = _against_seed(iteration)
     return {
         "categories": [
             {
@@ -99,6 +119,7 @@ def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
                 "score": evaluation.mean(ours[name]),
                 "seed_score": evaluation.mean(theirs[name]) if theirs[name] else None,
                 "vs_seed": evaluation.compare(ours[name], theirs[name]),
+                "win_rate": {"seed": win_rate(fought(our_samples[name], their_samples[name]))},
             }
             for name in shown
         ],
@@ -106,11 +127,13 @@ def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
     }
 
 
-def _by_category(scores: Scores, named: dict[int, str]) -> defaultdict[str, dict[int, float]]:
-    groups: defaultdict[str, dict[int, float]] = defaultdict(dict)
-    for prompt_id, score in scores.items():
+def _by_category(
+    found: Mapping[int, T], named: Mapping[int, str]
+) -> defaultdict[str, dict[int, T]]:
+    groups: defaultdict[str, dict[int, T]] = defaultdict(dict)
+    for prompt_id, value in found.items():
         if prompt_id in named:
-            groups[named[prompt_id]][prompt_id] = score
+            groups[named[prompt_id]][prompt_id] = value
     return groups
 
 

@@ -30,18 +30,23 @@ def thinking_vs_direct(
     ours, theirs = (iteration.run_id, model_id), (other.run_id, other.result_model_id)
     thinking, direct = (theirs, ours) if iteration.baseline_of else (ours, theirs)
     compares = config_of(iteration).evaluating_judge.compares
-    return {
+    floor = evaluation.worst(session, thinking[0], direct[0])
+    found = {
         "thinking_model": str(thinking[1]),
         "direct_model": str(direct[1]),
         "measure": "share_won_against_own_seed" if compares else "score",
         "note": OWN_SEEDS if compares else None,
         "difference": evaluation.compare(
-            evaluation.scores(session, *thinking), evaluation.scores(session, *direct)
+            evaluation.scores(session, *thinking, floor),
+            evaluation.scores(session, *direct, floor),
         ),
-        # Of comparing judges none has seen the two side by side.
-        "win_rate": None
-        if compares
-        else win_rate(
-            duels(evaluation.samples(session, *thinking), evaluation.samples(session, *direct))
-        ),
+    }
+    if compares:  # it has not seen what the two runs wrote side by side
+        return found | {"win_rate": None, "win_rate_against_direct_seed": None}
+    # Both runs begin with one model; here it is as it answers without thoughts.
+    seed = direct[0], iteration.seed_model_id
+    model = evaluation.samples(session, *thinking)
+    return found | {
+        "win_rate": win_rate(duels(model, evaluation.samples(session, *direct))),
+        "win_rate_against_direct_seed": win_rate(duels(model, evaluation.samples(session, *seed))),
     }

@@ -7,7 +7,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.coordinator.report import build
-from services.coordinator.report.validation import MOST_CATEGORIES
+from services.coordinator.report.validation import MOST_CATEGORIES, NOT_COMPARED
+from services.coordinator.winrate import INSEPARABLE
 from shared.models import Iteration, Model, Prompt, Split
 from tests import factories
 from tests.evaluated_runs import BROKEN, Out, evaluated, running, trained
@@ -62,7 +63,8 @@ def test_shares_of_a_comparing_judge_are_the_win_rate_against_the_seed(session: 
     )
     rates = report["validation"]["win_rate"]
     assert rates["seed"]["raw"]["mean"] == pytest.approx((0.75 + 1.0 + 0) / 3)
-    assert rates["parent"] is None
+    assert rates["parent"] == rates["seed"], "the parent is the seed"
+    assert rates["note"] is None
     assert rates["gain_in_share_over_parent"]["mean"] == pytest.approx((0.25 + 0.5 - 0.5) / 3)
 
 
@@ -83,8 +85,37 @@ def test_categories_are_scored_apart(session: Session) -> None:
         ("sums", 2, 1.0, 0.5),
         ("rhymes", 1, 0.0, 1.0),
     ]
-    assert report["categories"][0]["vs_seed"]["mean"] == 0.5
+    sums, rhymes = report["categories"]
+    assert sums["vs_seed"]["mean"] == 0.5
+    assert sums["win_rate"]["seed"]["raw"] == {"mean": 0.75, "low": 0.5, "high": 1.0, "n": 2}
+    assert rhymes["win_rate"]["seed"]["raw"]["mean"] == 0
     assert report["categories_left_out"] == 0
+
+
+def test_a_category_has_the_share_that_a_comparing_judge_gave(session: Session) -> None:
+    chosen, seed = [[Out(0.75)], [BROKEN], [Out(1.0)]], [[Out(0.5)]] * 3
+    config = {"judge": PAIRWISE}
+    report = report_of(session, chosen, seed, config=config, categories=("a", "a", "b"))
+    rates = {c["category"]: c["win_rate"]["seed"]["raw"] for c in report["categories"]}
+    assert rates["a"] == {"mean": 0.375, "low": 0.0, "high": 0.75, "n": 2}
+    assert rates["b"]["mean"] == 1
+
+
+def test_length_is_controlled_in_categories_of_enough_prompts(session: Session) -> None:
+    """In the large one four longer responses in five win, whoever's they are."""
+    chosen, seed = [], []
+    for i in range(60):
+        longer, surprise = i % 4 < 3, i // 4 % 5 == 0
+        chosen.append([Out(float(longer != surprise), 30 if longer else 10)])
+        seed.append([Out(0.5, 20)])
+    names = ["large"] * 55 + ["small"] * 5
+    large, small = report_of(session, chosen, seed, categories=names)["categories"]
+    rates = large["win_rate"]["seed"]
+    assert rates["raw"]["mean"] > 0.6
+    assert rates["length_controlled"]["mean"] == pytest.approx(0.5, abs=0.05)
+    assert small["win_rate"]["seed"]["raw"]["n"] == 5
+    assert small["win_rate"]["seed"]["length_controlled"] is None
+    assert small["win_rate"]["seed"]["note"] == INSEPARABLE
 
 
 def test_no_more_categories_than_can_be_read(session: Session) -> None:
@@ -149,14 +180,28 @@ def test_no_text_is_in_a_report(session: Session) -> None:
     assert "Prompt 1" not in str(report)
 
 
-def test_a_parent_of_its_own_is_compared_with(session: Session) -> None:
+def third_generation(session: Session, **given: Any) -> Any:
+    """The win rates of a model whose parent is not the seed."""
     seed, dataset = factories.model(session), factories.dataset(session, train=3, validation=2)
     parent: Model = factories.model(session, name="parent")
-    iteration: Iteration = running(session, dataset, seed, parent_model_id=parent.id, number=2)
+    of_parent = {"parent_model_id": parent.id, "number": 2}
+    iteration: Iteration = running(session, dataset, seed, **of_parent, **given)
     checkpoint = trained(session, iteration, TRAINING)
     evaluated(session, iteration, seed.id, [[Out(0.0)], [Out(0.0)]])
     evaluated(session, iteration, parent.id, [[Out(2.0)], [Out(0.0)]])
     evaluated(session, iteration, checkpoint.id, [[Out(1.0)], [Out(1.0)]])
-    rates = build(session, iteration, checkpoint.id)["validation"]["win_rate"]
+    return build(session, iteration, checkpoint.id)["validation"]["win_rate"]
+
+
+def test_a_parent_of_its_own_is_compared_with(session: Session) -> None:
+    rates = third_generation(session)
     assert rates["seed"]["raw"]["mean"] == 1
     assert rates["parent"]["raw"]["mean"] == 0.5
+    assert rates["note"] is None
+
+
+def test_a_parent_that_a_judge_has_not_compared_with_is_said_to_be_none(session: Session) -> None:
+    rates = third_generation(session, config={"judge": PAIRWISE})
+    assert rates["seed"]["raw"]["mean"] == 1
+    assert (rates["parent"], rates["note"]) == (None, NOT_COMPARED)
+    assert rates["gain_in_share_over_parent"]["mean"] == 0

@@ -12,7 +12,10 @@ from sqlalchemy import Engine, select, update
 
 from services.coordinator.app import app
 from services.coordinator.report import build
+from services.coordinator.report.run_page import run_page
+from services.coordinator.winrate import INSEPARABLE
 from shared.db import transaction
+from shared.figures import interval
 from shared.formats import NONE, SPECIFIC
 from shared.models import Iteration, Prompt, Status
 from shared.settings import get_settings
@@ -23,7 +26,9 @@ from tests.past_runs import past_run
 HOSTILE = "</td><script>alert('x')</script>&\"<img src=//evil.test>"
 THOUGHT = "SECRET THOUGHT"
 TRAINING = [[Out(1.0, text=THOUGHT), Out(0.0), BROKEN]]
-SEED = [[Out(0.0)], [Out(0.5)], [Out(1.0)]]
+ENOUGH = 8
+"""Times three prompts are enough for a length-controlled rate."""
+SEED = [[Out(0.0)], [Out(0.5)], [Out(1.0)]] * ENOUGH
 CONFIG = {
     "thought_format": SPECIFIC.model_dump() | {"name": HOSTILE[:64]},
     "judge": {"kind": "reward_model", "model": HOSTILE},
@@ -70,15 +75,12 @@ def runs(client: TestClient) -> tuple[uuid.UUID, uuid.UUID, uuid.UUID]:
     """A run of two iterations, of which the second still runs; its baseline, which has ended one;
     and the iteration that has."""
     with transaction() as session:
-        seed, dataset = factories.model(session), factories.dataset(session, 1, 3)
+        seed, dataset = factories.model(session), factories.dataset(session, 1, 3 * ENOUGH)
         session.execute(update(Prompt).values(category=HOSTILE))
         thinking, direct = uuid.uuid4(), uuid.uuid4()
         for outs, given in (
-            ([[Out(1.0)], [Out(1.0)], [BROKEN]], {"run_id": thinking, "config": CONFIG}),
-            (
-                [[Out(0.0)], [Out(0.5)], [Out(1.0)]],
-                {"run_id": direct, "baseline_of": thinking, "config": DIRECT},
-            ),
+            ([[Out(1.0)], [Out(1.0)], [BROKEN]] * ENOUGH, {"run_id": thinking, "config": CONFIG}),
+            (SEED, {"run_id": direct, "baseline_of": thinking, "config": DIRECT}),
         ):
             row = running(session, dataset, seed, **given)
             checkpoint = trained(session, row, TRAINING)
@@ -145,11 +147,43 @@ def test_pages_load_nothing_run_nothing_and_hold_no_thought(client: TestClient, 
 
 def test_plots_have_both_runs(client: TestClient, runs: Any) -> None:
     html = client.get(f"/runs/{runs[0]}/report.html").text
-    assert html.count("<svg") == 4
+    assert html.count("<svg") == 5
     text = Page(html).text
+    assert "Win rate of each against its own seed" in text
+    assert "Win rate of both against the direct seed" in text
     for line in ("thinking raw", "direct length-controlled", "thinking thought", "direct response"):
         assert line in text
     assert "stroke-dasharray" in html
+
+
+def test_without_a_baseline_or_a_common_judge_there_is_no_common_seed(
+    client: TestClient, runs: Any
+) -> None:
+    alone = client.get(f"/runs/{runs[1]}/report.html").text
+    assert alone.count("<svg") == 4
+    assert "Win rate against the seed" in Page(alone).text
+    report = client.get(f"/runs/{runs[0]}/report").json()
+    report["thinking_vs_direct"][0] |= {"win_rate": None, "win_rate_against_direct_seed": None}
+    assert run_page(report).count("<svg") == 4
+    del report["thinking_vs_direct"][0]["win_rate_against_direct_seed"]
+    assert run_page(report).count("<svg") == 4, "of an earlier version"
+
+
+def test_a_page_says_why_there_is_no_length_controlled_rate(client: TestClient, runs: Any) -> None:
+    report = client.get(f"/runs/{runs[0]}/report").json()
+    assert INSEPARABLE not in Page(run_page(report)).text
+    report["iterations"][0]["win_rate"]["seed"] |= {"length_controlled": None, "note": INSEPARABLE}
+    assert INSEPARABLE in Page(run_page(report)).text
+
+
+def test_a_page_says_that_points_have_floors_of_their_own(client: TestClient, runs: Any) -> None:
+    report = client.get(f"/runs/{runs[0]}/report").json()
+    [first, *_], seed = report["iterations"], report["seed"]
+    assert (first["floor"], first["parse_rate"]) == (0.0, pytest.approx(2 / 3))
+    first["floor"], seed["floor"] = -5.25, -2.5
+    assert "from -5.250" not in Page(run_page(report)).text, "all of the seed's outputs parse"
+    seed["parse_rate"] = 0.5
+    assert "from -5.250 to -2.500" in Page(run_page(report)).text
 
 
 @pytest.fixture
@@ -174,10 +208,20 @@ def test_an_earlier_versions_report_shows_what_it_has(client: TestClient, old: u
         Page(client.get(f"{path}/report.html").text)
 
 
+def test_a_page_has_the_win_rate_of_each_category(client: TestClient, runs: Any) -> None:
+    text = Page(client.get(f"/iterations/{runs[2]}/report.html").text).text
+    report = client.get(f"/iterations/{runs[2]}/report").json()
+    [category] = report["categories"]
+    rates = category["win_rate"]["seed"]
+    shown = [interval(rates[kind]) for kind in ("raw", "length_controlled")]
+    assert "-" not in shown
+    assert interval(category["vs_seed"], signed=True) + "".join(shown) in text
+
+
 def test_a_page_says_what_the_judges_counted(client: TestClient, runs: Any) -> None:
     page = Page(client.get(f"/iterations/{runs[2]}/report.html").text)
     assert "training samplesvalidationseed" in page.text
-    assert "calls333" in page.text
+    assert "calls32424" in page.text
 
 
 def test_what_is_not_there_is_said(client: TestClient, runs: Any) -> None:

@@ -11,7 +11,7 @@ from services.coordinator.report.versus import OWN_SEEDS
 from shared.formats import NONE
 from shared.models import Dataset, Model
 from tests import factories
-from tests.evaluated_runs import Out, evaluated, running, succeeded, trained
+from tests.evaluated_runs import BROKEN, Out, evaluated, running, succeeded, trained
 
 TRAINING = [[Out(1.0), Out(0.0)]]
 SEED = [[Out(0.5)], [Out(0.5)], [Out(0.5)]]
@@ -20,25 +20,41 @@ DIRECT = [[Out(0.0)], [Out(1.0)], [Out(0.0)]]
 COMPARES = {"judge": {"kind": "pairwise", "model": "judge"}}
 
 
-def ended(session: Session, dataset: Dataset, seed: Model, outs: Any, **given: Any) -> Any:
+def ended(
+    session: Session, dataset: Dataset, seed: Model, outs: Any, seed_outs: Any, **given: Any
+) -> Any:
     """The report of an iteration, once it has succeeded."""
     iteration = running(session, dataset, seed, **given)
     checkpoint = trained(session, iteration, TRAINING)
-    evaluated(session, iteration, seed.id, SEED)
+    evaluated(session, iteration, seed.id, seed_outs)
     evaluated(session, iteration, checkpoint.id, outs)
     report = build(session, iteration, checkpoint.id)
     succeeded(session, iteration, checkpoint, report)
     return report
 
 
-def both(session: Session, config: Any, *, thinking_first: bool) -> list[Any]:
+def both(
+    session: Session,
+    config: Any,
+    *,
+    thinking_first: bool,
+    thinking: Any = THINKING,
+    direct: Any = DIRECT,
+    thinking_seed: Any = SEED,
+    direct_seed: Any = SEED,
+) -> list[Any]:
     """Two reports, the later one last."""
     seed, dataset = factories.model(session), factories.dataset(session, train=1, validation=3)
     run_id = uuid.uuid4()
-    direct = {"name": "thinker-direct", "thought_format": NONE.model_dump()}
+    plain = {"name": "thinker-direct", "thought_format": NONE.model_dump()}
     runs: list[dict[str, Any]] = [
-        {"outs": THINKING, "run_id": run_id, "config": config},
-        {"outs": DIRECT, "baseline_of": run_id, "config": config | direct},
+        {"outs": thinking, "seed_outs": thinking_seed, "run_id": run_id, "config": config},
+        {
+            "outs": direct,
+            "seed_outs": direct_seed,
+            "baseline_of": run_id,
+            "config": config | plain,
+        },
     ]
     return [ended(session, dataset, seed, **r) for r in (runs if thinking_first else runs[::-1])]
 
@@ -57,8 +73,34 @@ def test_the_later_report_has_the_difference_of_thinking(
     assert found["thinking_model"] != found["direct_model"]
 
 
+@pytest.mark.parametrize("thinking_first", [True, False])
+def test_thinking_is_measured_against_the_seed_without_thoughts(
+    session: Session, thinking_first: bool
+) -> None:
+    """The seed's answers are good where it does not think."""
+    seeds = {"thinking_seed": SEED, "direct_seed": [[Out(1.0)], [Out(2.0)], [Out(0.0)]]}
+    earlier, later = both(session, {}, thinking_first=thinking_first, **seeds)
+    found = later["thinking_vs_direct"]["win_rate_against_direct_seed"]
+    assert found["raw"]["mean"] == pytest.approx((0.5 + 0 + 0.5) / 3)
+    own = (earlier if thinking_first else later)["validation"]["win_rate"]["seed"]
+    assert own["raw"]["mean"] == pytest.approx((1 + 1 + 0) / 3)
+
+
+@pytest.mark.parametrize("thinking_first", [True, False])
+def test_both_runs_have_one_floor(session: Session, thinking_first: bool) -> None:
+    """Both fail on one prompt each; only thinking has written worse responses than the seeds'."""
+    config = {"judge": {"kind": "reward_model", "model": "judge"}}
+    thinking, direct = [[Out(-8.0)], [BROKEN], [Out(1.0)]], [[Out(1.0)], [Out(1.0)], [BROKEN]]
+    outs = {"thinking": thinking, "direct": direct}
+    earlier, later = both(session, config, thinking_first=thinking_first, **outs)
+    assert {r["validation"]["floor"] for r in (earlier, later)} == {-8.0, 0.5}
+    difference = later["thinking_vs_direct"]["difference"]
+    assert difference["mean"] == pytest.approx((-9 - 9 + 9) / 3)
+
+
 def test_shares_are_said_to_be_against_seeds_of_their_own(session: Session) -> None:
     found = both(session, COMPARES, thinking_first=True)[1]["thinking_vs_direct"]
     assert found["measure"] == "share_won_against_own_seed"
     assert (found["note"], found["win_rate"]) == (OWN_SEEDS, None)
+    assert found["win_rate_against_direct_seed"] is None
     assert found["difference"]["mean"] == pytest.approx(1 / 3)
