@@ -16,7 +16,11 @@ PlatformError               500
 from typing import Any
 
 
-class PlatformError(Exception):
+class OurError(Exception):
+    """Its message is ours and quotes no key, prompt or thought: a log may show it."""
+
+
+class PlatformError(OurError):
     """An error with an HTTP status, rendered in OpenAI's envelope."""
 
     status = 500

@@ -1,6 +1,7 @@
 """JSON logs on stderr, with request, iteration, job and attempt bound where they are known.
 
-Prompts, outputs and thoughts are never logged; log ids and counts.
+Prompts, outputs and thoughts are never logged; log ids and counts. Of an exception the log has what
+`shared.tracebacks` shows.
 """
 
 import logging
@@ -8,8 +9,10 @@ import sys
 
 import stamina
 import structlog
+from structlog.typing import EventDict, Processor
 
 from shared.settings import get_settings
+from shared.tracebacks import render
 
 logger = logging.getLogger("forethought")
 
@@ -22,12 +25,13 @@ bind_here = structlog.contextvars.bind_contextvars
 
 def configure(process: str) -> None:
     """Route the standard library's logging through structlog's JSON renderer."""
-    shared: list[structlog.typing.Processor] = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        _tidy,
+        structlog.processors.ExceptionRenderer(lambda exc_info: render(exc_info[1])),
         lambda _logger, _method, entry: {"process": process, **entry},
     ]
     handler = logging.StreamHandler(sys.stderr)
@@ -45,10 +49,24 @@ def configure(process: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(get_settings().log_level)
-    for noisy in ("httpx2", "httpcore2", "alembic", "celery.app.trace", "celery.worker.strategy"):
+    for noisy in ("httpx2", "httpcore2", "alembic", "celery.worker.strategy"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Its lines of failed tasks quote the exception; `workers.tasks` logs them.
+    logging.getLogger("celery.app.trace").setLevel(logging.CRITICAL)
+    # uvicorn's own handler would print exceptions whole.
+    uvicorn = logging.getLogger("uvicorn")
+    uvicorn.handlers, uvicorn.propagate = [], True
     # Ours says more (duration, request id); uvicorn's would log each line twice.
     logging.getLogger("uvicorn.access").disabled = True
+
+
+def _tidy(_logger: object, _method: str, entry: EventDict) -> EventDict:
+    """What libraries put into their lines and is not for ours."""
+    entry.pop("color_message", None)  # uvicorn's line once more
+    if "exc_info" in entry:
+        # Below the first line asyncio quotes the exception.
+        entry["event"] = entry["event"].partition("\n")[0]
+    return entry
 
 
 def _log_retry(details: stamina.instrumentation.RetryDetails) -> None:

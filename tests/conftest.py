@@ -2,10 +2,14 @@
 
 `session`         a session whose work is rolled back after the test
 `clean_database`  for tests of code that commits: all tables are emptied after the test
+`written`         what is logged during the test
 """
 
+import io
+import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from services.cli.postgres import Postgres
 from services.cli.valkey import Valkey
-from shared import db, jobs, migrate
+from shared import db, jobs, log, migrate
 from shared.settings import get_settings
 from tests.access import SERVICE_KEY
 from tests.data_servers import empty_tables, serving
@@ -105,3 +109,14 @@ def clean_database(engine: Engine) -> Iterator[Engine]:
     """For tests with several connections, which see only what is committed."""
     yield engine
     empty_tables(engine)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """The log, as a process writes it that begins with the test."""
+    stream, root = io.StringIO(), logging.getLogger()
+    handlers, level = root.handlers, root.level
+    monkeypatch.setattr(sys, "stderr", stream)
+    log.configure("test")
+    yield stream
+    root.handlers, root.level = handlers, level

@@ -1,13 +1,16 @@
 """What a log line says of where it belongs, read as it is written."""
 
+import argparse
+import asyncio
 import contextvars
+import gc
 import io
 import json
 import logging
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,25 +18,14 @@ from sqlalchemy import Engine
 
 from services.coordinator.app import app as coordinator
 from services.judge.app import app as judge
-from shared import log
 from shared.db import transaction
 from shared.job_routes import find_job
 from shared.models import JobKind
 from tests import access, factories
-from workers import runtime
+from workers import runtime, stage, tasks
 
 ITEM = {"instruction": "Say a", "response": "a"}
 """Without a check, which the verifier refuses."""
-
-
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    stream, root = io.StringIO(), logging.getLogger()
-    handlers, level = root.handlers, root.level
-    monkeypatch.setattr(sys, "stderr", stream)
-    log.configure("test")
-    yield stream
-    root.handlers, root.level = handlers, level
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -139,3 +131,51 @@ def test_what_a_route_has_found_is_in_its_later_lines(
     contextvars.copy_context().run(route)
     [line] = [line for line in lines(written.getvalue()) if line["event"] == "inside"]
     assert line.items() >= {"iteration": str(iteration_id), "job": job_id}.items()
+
+
+def fail() -> None:
+    raise ValueError("SECRET")
+
+
+def only_error(written: io.StringIO) -> dict[str, Any]:
+    """The one line that tells of `fail`, which quotes nothing."""
+    assert "SECRET" not in written.getvalue()
+    [line] = [line for line in lines(written.getvalue()) if "exception" in line]
+    assert line["exception"].splitlines()[-1] == "ValueError"
+    assert "in fail" in line["exception"]
+    return line
+
+
+def test_a_stage_that_dies_of_an_error_says_where(
+    clean_database: Engine,
+    redis_url: str,
+    written: io.StringIO,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("shared.log.configure", lambda _: None)  # `written` has done that
+    iteration_id = uuid.uuid4()
+    job_id = judge_job(iteration_id)
+    with pytest.raises(SystemExit, match="1"):
+        stage.start(argparse.Namespace(job=uuid.UUID(job_id), worker="one"), fail)
+    bound = {"iteration": str(iteration_id), "job": job_id, "worker": "one"}
+    assert only_error(written).items() >= bound.items()
+
+
+def test_a_task_that_fails_names_its_job(
+    written: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "runtime", lambda: SimpleNamespace(run=lambda *_: fail()))
+    job_id = str(uuid.uuid4())
+    assert tasks.run.apply(args=("judge", job_id)).failed()
+    assert only_error(written)["job"] == job_id
+
+
+def test_an_error_that_nobody_waits_for_is_not_quoted(written: io.StringIO) -> None:
+    async def forget() -> None:
+        asyncio.get_running_loop().create_task(asyncio.to_thread(fail))
+        await asyncio.sleep(0.2)
+
+    asyncio.run(forget())
+    gc.collect()
+    assert only_error(written)["event"] == "Task exception was never retrieved"

@@ -5,6 +5,8 @@ from typing import Any
 
 import httpx2
 
+from shared.errors import OurError
+
 CALL_SECONDS = 20.0
 PAUSE_SECONDS = 120.0
 """How long a swap waits for requests under way before it ends them."""
@@ -15,7 +17,7 @@ TOKENS = ("vllm:prompt_tokens_total{", "vllm:generation_tokens_total{")
 REQUESTS = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
 
 
-class EngineError(Exception):
+class EngineError(OurError):
     """The engine does not start, answer, or serve the weights that it should."""
 
 

@@ -65,7 +65,8 @@ def start(args: argparse.Namespace, run: Callable[[], None]) -> None:
                 logger.warning("left, for the database was away: %s", type(error).__name__)
                 sys.exit(DATABASE_AWAY)
             if exit_status(error) != DISK_FULL:
-                raise
+                logger.exception("the stage failed")  # Python would print the message, too
+                sys.exit(1)
             message = (
                 "the database's disk is full; free some space and resume"
                 if is_full(error)

@@ -35,7 +35,11 @@ def _runtime() -> Runtime:
 
 @app.task(name="forethought.run")  # type: ignore[untyped-decorator]
 def run(kind: str, job_id: str) -> None:
-    runtime().run(JobKind(kind), uuid.UUID(job_id))
+    try:
+        runtime().run(JobKind(kind), uuid.UUID(job_id))
+    except Exception:
+        log.logger.exception("the job's task failed", extra={"job": job_id})
+        raise
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]

@@ -1,5 +1,6 @@
 """Requests that are too large or too deep, through a real server as containers run it."""
 
+import io
 import json
 import socket
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from shared.scopes import OPEN
 from shared.settings import Settings
 from shared.strict import Strict
 from tests.scripted_engine import serving
+from tests.waiting import until
 
 BODY, UPLOAD = 100_000, 300_000
 JSON = {"content-type": "application/json"}
@@ -40,12 +42,18 @@ def fail() -> None:
     raise RuntimeError("a thought of somebody's")
 
 
+@router.get("/misfit")
+def misfit() -> int:
+    thought: Any = "a thought of somebody's"
+    return thought  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         settings = Settings(max_body_bytes=BODY, max_upload_bytes=UPLOAD)
         patch.setattr("shared.request_limits.get_settings", lambda: settings)
-        patch.setattr("shared.access.OPEN", OPEN | {"/take", "/upload", "/fail"})
+        patch.setattr("shared.access.OPEN", OPEN | {"/take", "/upload", "/fail", "/misfit"})
         with serving(create_app("limited", router, uploads=["/upload"])) as url:
             yield url
 
@@ -59,10 +67,20 @@ def body(size: int) -> bytes:
     return json.dumps({"value": "x" * (size - len('{"value": ""}'))}).encode()
 
 
-def test_a_request_that_the_service_fails_at_has_an_id_too(url: str) -> None:
-    answer = httpx2.get(f"{url}/fail")
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/fail", "RuntimeError"), ("/misfit", "fastapi.exceptions.ResponseValidationError")],
+)
+def test_a_request_that_the_service_fails_at_has_an_id_too(
+    url: str, written: io.StringIO, path: str, kind: str
+) -> None:
+    answer = httpx2.get(f"{url}{path}")
     assert code_of(answer) == (500, "internal_error")
-    assert "thought" not in answer.text
+    until(lambda: "Exception in ASGI" in written.getvalue(), "the server logs it")
+    logged = [json.loads(line) for line in written.getvalue().splitlines()]
+    [traceback] = [line["exception"] for line in logged if "exception" in line]
+    assert traceback.splitlines()[-1] == kind
+    assert "somebody" not in answer.text + written.getvalue()
 
 
 @pytest.mark.parametrize("chunked", [False, True])
