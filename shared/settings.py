@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = 32 * 1024 * 1024
     """Of a request, but for an upload's file. Its JSON may take 25 times that in memory."""
     max_upload_bytes: int = 256 * 1024 * 1024
-    """Of a dataset's file."""
+    """Of a dataset's file, or of the lines that are taken of a Hub dataset."""
     max_chat_in_flight: int = 256
     """Of one process; more are answered 429."""
 

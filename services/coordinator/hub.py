@@ -4,14 +4,16 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from pydantic import Field
 
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, TooLarge
 from shared.models import Split
+from shared.settings import get_settings
 from shared.strict import Strict
 
 SETTINGS = ".huggingface.yaml"
@@ -79,14 +81,23 @@ def read_hub(wanted: HubDataset, commit: str) -> Iterator[dict[str, Any]]:
     """Prompt lines, streamed; the hub's errors become errors of the field `hf`."""
     train = _rows(wanted, wanted.train_split, commit)
     if wanted.validation_split is None:
-        yield from _held_out(train, wanted.validation_rows)
-        return
-    for split, lines in (
-        (Split.train, train),
-        (Split.validation, _rows(wanted, wanted.validation_split, commit)),
-    ):
-        for line in lines:
-            yield {**line, "split": split}
+        return _held_out(_bounded(train), wanted.validation_rows)
+    validation = _rows(wanted, wanted.validation_split, commit)
+    return _bounded(chain(_of(Split.train, train), _of(Split.validation, validation)))
+
+
+def _of(split: Split, lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    return ({**line, "split": split} for line in lines)
+
+
+def _bounded(lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """As many bytes as an upload may have, before any of them are kept in memory or in a file."""
+    limit, size = get_settings().max_upload_bytes, 0
+    for line in lines:
+        size += len(json.dumps(line, ensure_ascii=False, default=str).encode(errors="replace"))
+        if size > limit:
+            raise TooLarge(f"hf: larger than {limit} bytes; set a lower hf.limit", param="hf")
+        yield line
 
 
 def _held_out(lines: Iterator[dict[str, Any]], wanted: int) -> Iterator[dict[str, Any]]:

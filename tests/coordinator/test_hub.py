@@ -18,7 +18,8 @@ from services.coordinator import datasets as routes
 from services.coordinator.app import app
 from services.coordinator.hub import HubDataset, commit_of, read_hub
 from shared.db import get_engine
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, TooLarge
+from shared.settings import Settings
 from tests import access
 
 ROWS = [{"prompt": f"Question {n}?", "topic": "sums"} for n in range(10)]
@@ -140,6 +141,25 @@ def test_what_the_library_says_is_in_the_error(hub: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match="Bad split: none") as raised:
         lines_of(HubDataset(id="a/b", train_split="none"))
     assert raised.value.param == "hf"
+
+
+@pytest.mark.parametrize(("validation", "size"), [(None, 10 * 23), ("test", 10 * 41 + 10 * 46)])
+def test_no_more_is_taken_than_an_upload_may_have(
+    hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch, validation: str | None, size: int
+) -> None:
+    hub["test"] = ROWS
+    wanted = HubDataset(id="a/b", validation_split=validation)
+
+    def allow(size: int) -> None:
+        settings = Settings(max_upload_bytes=size)
+        monkeypatch.setattr("services.coordinator.hub.get_settings", lambda: settings)
+
+    allow(size)
+    assert len(lines_of(wanted)) == (20 if validation else 10)
+    allow(size - 1)
+    with pytest.raises(TooLarge, match=f"hf: larger than {size - 1} bytes") as refused:
+        lines_of(wanted)
+    assert refused.value.param == "hf"
 
 
 BODY = {"name": "hub", "hf": {"id": "a/b", "validation_rows": 2}}
