@@ -78,7 +78,7 @@ def check_folder(folder: Path) -> None:
             "writes one"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = _tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ModelFolderError(f"{folder} has no tokenizer that can be read: {error}") from error
     if not tokenizer.chat_template:
@@ -92,14 +92,14 @@ def check_folder(folder: Path) -> None:
 
 def native_format(folder: Path) -> ThoughtFormat | None:
     """How a model thinks by itself, which its chat template tells; None where it does not."""
-    template = AutoTokenizer.from_pretrained(folder).chat_template
+    template = _tokenizer(folder).chat_template
     return THINK if NATIVE.end in str(template) else None
 
 
 def opens_thought(folder: Path) -> bool:
     """Whether the template begins the model's turn inside a thought."""
     question = [{"role": "user", "content": "?"}]
-    turn = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+    turn = _tokenizer(folder).apply_chat_template(
         question, tokenize=False, add_generation_prompt=True
     )
     return str(turn).rstrip().endswith(NATIVE.begin)
@@ -129,6 +129,12 @@ def probe(model: Any, tokenizer: Any) -> dict[str, list[float] | list[int]]:
 
 def write_probe(folder: Path) -> None:
     """Probe the weights as they were saved, computed in float32 whatever their type."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    (folder / PROBE_FILE).write_text(json.dumps(probe(model, tokenizer)) + "\n")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    ).eval()
+    (folder / PROBE_FILE).write_text(json.dumps(probe(model, _tokenizer(folder))) + "\n")
+
+
+def _tokenizer(folder: Path) -> Any:
+    # Left to itself, it would ask on the terminal whether code may run.
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

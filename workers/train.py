@@ -128,7 +128,7 @@ def _train(config: TrainConfig, scratch: Path) -> float:
         raise TrainError(str(error), "model") from error
     if ranks.is_first():
         (config.out_dir / USED_SETTINGS).write_text(json.dumps(_resolved(config)))
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     tokens, longest = ChatTokens(tokenizer, _eos_ids(base)), _max_length(config)
     pairs = ranks.first_ahead(
         lambda: tokenize_pairs(config.pairs_path, tokens, longest, scratch / STORED_PAIRS)
@@ -167,7 +167,9 @@ def _load(settings: Training, base: Path) -> Any:
     """
     frozen = settings.lora is not None
     dtype = torch.bfloat16 if frozen and computes_in_bfloat16(settings) else torch.float32
-    return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
+    return AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+    )
 
 
 def _lora(settings: Training) -> LoraConfig | None:
@@ -184,8 +186,8 @@ def _lora(settings: Training) -> LoraConfig | None:
 
 def _max_length(config: TrainConfig) -> int:
     """Tokens of the longest pair: as set, and no more than the model can take."""
-    model = AutoConfig.from_pretrained(config.model_path).get_text_config()
-    positions = getattr(model, "max_position_embeddings", None) or sys.maxsize
+    model = AutoConfig.from_pretrained(config.model_path, trust_remote_code=False)
+    positions = getattr(model.get_text_config(), "max_position_embeddings", None) or sys.maxsize
     return min(config.settings.max_length, int(positions))
 
 

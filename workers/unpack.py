@@ -10,9 +10,11 @@ import json
 import re
 import struct
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import torch
@@ -106,13 +108,7 @@ def bundled_gguf() -> Path:
 
 
 def _from_gguf(path: Path, folder: Path, source: str) -> None:
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (OSError, ValueError, LookupError, NotImplementedError, struct.error) as error:
-        raise UnpackError(f"{path} cannot be read as a GGUF model: {error}") from error
+    loaded, tokenizer = _read_gguf(path)
     # The loaded model still carries its quantization and would not save: a plain twin does.
     fields = loaded.config.to_dict()
     fields.pop("quantization_config", None)
@@ -129,6 +125,19 @@ def _from_gguf(path: Path, folder: Path, source: str) -> None:
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _finish(folder, source)
+
+
+def _read_gguf(path: Path) -> tuple[Any, Any]:
+    """Model and tokenizer, from a folder of its own: an adapter's configuration, code or a template
+    that lies beside the file would be taken for the model's."""
+    with tempfile.TemporaryDirectory() as alone:
+        Path(alone, "model.gguf").symlink_to(path.absolute())
+        given = {"gguf_file": "model.gguf", "trust_remote_code": False}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, **given)
+            return model, AutoTokenizer.from_pretrained(alone, **given)
+        except (OSError, ValueError, LookupError, NotImplementedError, struct.error) as error:
+            raise UnpackError(f"{path} cannot be read as a GGUF model: {error}") from error
 
 
 def _is_hub_id(source: str) -> bool:

@@ -42,12 +42,29 @@ def test_unpacking_again_is_finding_it(bundled: Path) -> None:
     assert (bundled / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_gguf_file_is_the_same_model(bundled: Path, tmp_path: Path) -> None:
+def with_hostile_files(folder: Path) -> None:
+    """Each would lead a library that reads the folder to another model, or to code of its own."""
+    elsewhere = {"base_model_name_or_path": str(folder / "elsewhere"), "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(elsewhere))
+    code = {"AutoConfig": "own.Config", "AutoTokenizer": ["own.Tokenizer", None]}
+    for name in ("config.json", "tokenizer_config.json"):
+        (folder / name).write_text(json.dumps({"auto_map": code}))
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    (folder / "chat_template.jinja").write_text("not the model's")
+
+
+def test_a_gguf_file_is_the_same_model_whatever_lies_beside_it(
+    bundled: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "my model.gguf"
     shutil.copy(bundled_gguf(), file)
+    with_hostile_files(tmp_path)
     folder = unpack(str(file), tmp_path / "base")
     weights = [(f / "model.safetensors").read_bytes() for f in (folder, bundled)]
     assert weights[0] == weights[1]
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (folder / name).read_text() == (bundled / name).read_text()
+    assert not list(tmp_path.rglob("ran"))
 
 
 def test_a_folder_is_used_where_it_is(tiny: Path, tmp_path: Path) -> None:
