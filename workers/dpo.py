@@ -41,15 +41,17 @@ SETTING_OF = {
 """Keys of `DPOConfig` that have a name of their own in `Training`."""
 OURS = {
     "output_dir", "max_steps", "precompute_ref_log_probs", "logging_steps", "logging_strategy",
-    "save_strategy", "save_only_model", "save_total_limit", "run_name",
-    "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "use_cpu", "fp16",
+    "save_strategy", "save_only_model", "save_total_limit", "run_name", "project",
+    "use_cpu", "fp16",
     "remove_unused_columns", "model_init_kwargs", "trust_remote_code", "eval_strategy", "do_eval",
     "padding_free", "truncation_mode", "sync_ref_model", "load_best_model_at_end",
     "fsdp", "fsdp_config", "deepspeed", "accelerator_config", "parallelism_config", "ddp_backend",
     "ddp_timeout", "ddp_find_unused_parameters", "logging_dir", "resume_from_checkpoint",
 }  # fmt: skip
-"""Keys that progress, checkpoints, resuming, several GPUs and the method rest on, or that name
-files of the worker's."""
+"""Keys that progress, checkpoints, resuming, several GPUs and the method rest on, that name files
+of the worker's, or that say where its figures go, with the worker's token."""
+OURS_BEGIN = ("hub_", "push_to_hub", "trackio_")
+"""How other such keys begin."""
 
 
 class StepSampler(Sampler[int]):  # type: ignore[misc]
@@ -194,7 +196,7 @@ def _check_extra(extra: dict[str, Any]) -> None:
     for key, value in extra.items():
         if key in SETTING_OF:
             what = f"is set by training.{SETTING_OF[key]}"
-        elif key in OURS or key.startswith(("hub_", "push_to_hub")):
+        elif key in OURS or key.startswith(OURS_BEGIN):
             what = "is set by the platform"
         elif key not in known:
             what = "is no setting of trl.DPOConfig"

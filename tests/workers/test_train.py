@@ -1,10 +1,12 @@
 """Real trainings by TRL on a tiny model."""
 
+import dataclasses
 import json
 import math
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig
 
 from shared.schemas import LoraSettings, Training
 from tests.workers import tiny_model
 from workers import checkpoints
-from workers.dpo import PairTrainer, StepSampler, dpo_config
+from workers.dpo import PairTrainer, StepSampler, _check_extra, dpo_config
 from workers.exhausted import USED_SETTINGS
 from workers.lm_head import add_completion_head
 from workers.preference_data import ChatTokens, TrainError, tokenize_pairs
@@ -287,6 +290,9 @@ def test_the_same_seed_gives_the_same_weights(config: TrainConfig) -> None:
         ({"output_dir": "/"}, "training.extra.output_dir"),
         ({"weight_decay": "much"}, "training.extra.weight_decay"),
         ({"fsdp_config": "/etc/passwd"}, "training.extra.fsdp_config"),
+        ({"hub_model_id": "a/b"}, "training.extra.hub_model_id"),
+        ({"trackio_space_id": "a/b"}, "training.extra.trackio_space_id"),
+        ({"project": "another's"}, "training.extra.project"),
         ({"optim": "no_such_optimizer"}, "training.extra.optim"),
         ({"use_liger_kernel": True, "liger_kernel_config": {"fused_linear_cross_entropy": True}},
          "training.extra"),
@@ -298,6 +304,28 @@ def test_settings_that_trl_refuses(config: TrainConfig, extra: Any, param: str) 
     assert e.value.param is not None
     assert e.value.param.startswith(param)
     assert not list(config.out_dir.glob("epoch-*"))
+
+
+def test_no_text_of_an_extra_setting_is_a_file_or_an_address() -> None:
+    """Of a newer TRL, look at each one that is new here: where does what it names come from or go
+    to?"""
+
+    def taken(key: str) -> bool:
+        with suppress(TrainError):
+            _check_extra({key: "text"})
+            return True
+        return False
+
+    assert {field.name for field in dataclasses.fields(DPOConfig) if taken(field.name)} == {
+        # Names of things that torch, transformers and TRL have.
+        "optim", "torch_compile_backend", "torch_compile_mode", "optim_target_modules",
+        "dataloader_multiprocessing_context", "f_divergence_type", "train_sampling_strategy",
+        "log_level", "log_level_replica", "metric_for_best_model", "length_column_name",
+        "pad_token",
+        # Written as text.
+        "optim_args", "lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "debug",
+        "include_num_input_tokens_seen", "pad_to_multiple_of",
+    }  # fmt: skip
 
 
 def test_a_good_extra_setting_reaches_trl(config: TrainConfig) -> None:
