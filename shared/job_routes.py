@@ -97,6 +97,15 @@ def find_job(session: Session, job_id: uuid.UUID, kinds: tuple[JobKind, ...]) ->
     return job
 
 
+def submitted(session: Session, job: Job, is_new: bool) -> JobRead:
+    """The answer to a submission; a job that is new is sent to the workers."""
+    if is_new:
+        iteration = job.iteration_id and str(job.iteration_id)
+        audit.record(session, "job.create", job.id, kind=job.kind, iteration=iteration)
+        send_after_commit(session, job.kind, job.id)
+    return read_job(session, job)
+
+
 def resume(session: Session, job_id: uuid.UUID) -> JobRead:
     job = recovery.resume(session, job_id)
     audit.record(session, "job.resume", job_id)

@@ -9,7 +9,6 @@ from sqlalchemy.orm import Session
 
 from shared import jobs
 from shared.app import create_app
-from shared.broker import send_after_commit
 from shared.errors import InvalidRequest
 from shared.formats import ThoughtFormat
 from shared.idempotency import OnceDep
@@ -18,8 +17,8 @@ from shared.job_routes import (
     find_job,
     jobs_router,
     params_of,
-    read_job,
     resume_router,
+    submitted,
 )
 from shared.jobs import NewShard
 from shared.model_store import resolve
@@ -77,9 +76,7 @@ def _submit(
         iteration_id=request.iteration_id,
         step=step,
     )
-    if is_new:
-        send_after_commit(session, job.kind, job.id)
-    return read_job(session, job)
+    return submitted(session, job, is_new)
 
 
 def _shards(session: Session, request: GenerateRequest) -> Iterator[NewShard]:

@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 
 from shared import jobs, judge_permissions
 from shared.app import create_app
-from shared.broker import send_after_commit
 from shared.errors import Conflict, InvalidRequest, NotFound
 from shared.idempotency import OnceDep
 from shared.job_routes import (
@@ -18,8 +17,8 @@ from shared.job_routes import (
     find_job,
     jobs_router,
     params_of,
-    read_job,
     resume_router,
+    submitted,
 )
 from shared.jobs import NewShard
 from shared.judge_specs import model_of, with_model
@@ -82,9 +81,7 @@ def _submit(
         iteration_id=iteration_id,
         step=step,
     )
-    if is_new:
-        send_after_commit(session, job.kind, job.id)
-    return read_job(session, job)
+    return submitted(session, job, is_new)
 
 
 def _shards(session: Session, request: JudgeRequest) -> Iterator[NewShard]:

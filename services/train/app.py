@@ -9,10 +9,9 @@ from sqlalchemy.orm import Session
 from services.train import prune, registry
 from shared import jobs
 from shared.app import create_app
-from shared.broker import send_after_commit
 from shared.errors import Conflict, NotFound
 from shared.idempotency import OnceDep
-from shared.job_routes import JobRead, find_job, jobs_router, params_of, read_job, resume
+from shared.job_routes import JobRead, find_job, jobs_router, params_of, resume, submitted
 from shared.jobs import NewShard
 from shared.model_store import resolve
 from shared.models import Iteration, Job, JobKind, Pair, Shard, Status
@@ -54,9 +53,7 @@ def _submit(
         iteration_id=request.iteration_id,
         step=step,
     )
-    if is_new:
-        send_after_commit(session, job.kind, job.id)
-    return read_job(session, job)
+    return submitted(session, job, is_new)
 
 
 def _refuse_without_pairs(session: Session, iteration_id: uuid.UUID) -> None:

@@ -6,9 +6,8 @@ import uuid
 from fastapi import APIRouter
 
 from shared import jobs
-from shared.broker import send_after_commit
 from shared.errors import Conflict, NotFound
-from shared.job_routes import JobRead, read_job
+from shared.job_routes import JobRead, submitted
 from shared.jobs import NewShard
 from shared.models import Iteration, JobKind
 from shared.session_dep import SessionDep
@@ -43,6 +42,4 @@ def put_job(job_id: uuid.UUID, request: PruneJobRequest, session: SessionDep) ->
         iteration_id=iteration.id,
         step="prune",
     )
-    if is_new:
-        send_after_commit(session, job.kind, job.id)
-    return read_job(session, job)
+    return submitted(session, job, is_new)

@@ -121,7 +121,10 @@ def _register(session: Session, request: ModelRegistration) -> ModelRead:
 def release(model_id: uuid.UUID, request: Release, session: SessionDep) -> ModelRead:
     """Name a checkpoint. Repeating it changes nothing."""
     model = resolve(session, str(model_id), param="model_id", change=True)
+    is_new = model.name is None
     _name(session, model, request.name, request.thought_format.model_dump(), request.lineage)
+    if is_new:
+        audit.record(session, "model.release", ref(model), id=str(model.id))
     return read_model(session, model)
 
 

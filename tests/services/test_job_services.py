@@ -16,7 +16,7 @@ import services.judge.app
 import services.train.app
 from shared.db import transaction
 from shared.formats import THINK
-from shared.models import Shard
+from shared.models import AuditEvent, Scope, Shard
 from tests import access, factories
 
 PROMPT = {"text": "Name a river."}
@@ -99,6 +99,24 @@ def test_a_key_makes_a_repeated_post_find_the_same_job(case: Case, client: TestC
     assert len(client.get("/jobs").json()["data"]) == 1
     other = client.post(case.create, json=body | case.change, headers=headers)
     assert (other.status_code, other.json()["error"]["param"]) == (422, "Idempotency-Key")
+
+
+def audited() -> list[AuditEvent]:
+    with transaction() as session:
+        return list(session.scalars(select(AuditEvent).order_by(AuditEvent.id)))
+
+
+def test_who_made_a_job_is_written_down_once(case: Case) -> None:
+    client = access.client(case.app, access.made_key(Scope.iterate))
+    url, body = f"/jobs/{uuid.uuid4()}", case.body()
+    jobs = [client.post(case.create, json=body).json(), client.put(url, json=body).json()]
+    assert client.put(url, json=body).json() == jobs[1]
+    assert client.put(url, json=body | case.change).status_code == 409
+    events = audited()
+    assert [(e.action, e.subject) for e in events] == [("job.create", job["id"]) for job in jobs]
+    for event in events:
+        assert event.data == {"kind": jobs[0]["kind"], "iteration": None}
+        assert event.key_id
 
 
 def test_an_unknown_field_is_named(case: Case, client: TestClient) -> None:
@@ -318,6 +336,15 @@ def test_a_checkpoint_is_promoted_by_a_name(train: TestClient, checkpoint: str) 
         assert made["promoted_at"]
     other = train.post(f"/models/{checkpoint}/promote", json={"name": "other"})
     assert (other.status_code, other.json()["error"]["param"]) == (409, "name")
+
+
+def test_a_release_is_written_down_once(train: TestClient, checkpoint: str) -> None:
+    body = {"name": "new", "thought_format": THINK.model_dump(), "lineage": {}}
+    for _ in range(2):
+        assert train.put(f"/models/{checkpoint}/release", json=body).json()["ref"] == "new@v1"
+    [event] = audited()
+    assert (event.action, event.subject) == ("model.release", "new@v1")
+    assert event.data == {"id": checkpoint}
 
 
 def test_a_checkpoint_is_given_its_format_with_its_name(train: TestClient, checkpoint: str) -> None:
