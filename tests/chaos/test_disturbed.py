@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 KILLS = {
     "up to the last judgment": [
         "coordinator-service: after commit of a request to",
-        "generate-service: after commit of a request to jobs",
+        "generate-service: after commit of a request to audit_events+jobs",
         "worker: before swap",
         "generate: before commit of leases._finish to completions",
         "generate: after commit of leases._finish to completions",
@@ -33,7 +33,7 @@ KILLS = {
     "up to the end": [
         "train: after rename to complete.json",
         "train_job: before commit of leases._finish",
-        "train-service: after commit of a request to models",
+        "train-service: after commit of a request to audit_events+models",
     ],
 }
 CANCEL_SECONDS = 10.0

@@ -131,7 +131,10 @@ class ServingCache:
         return self._served is served and fresh
 
     async def look(self) -> None:
+        asked = time.monotonic()
         async with self._one_look:  # an older answer must not replace a newer one
+            if self._looked_at > asked:
+                return  # one that began since will do
             began = time.monotonic()
             found = await asyncio.to_thread(served_model.read_serving)
             self._looked_at, self._why, self._promoted = began, found.why, found.promoted

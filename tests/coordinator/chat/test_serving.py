@@ -1,6 +1,7 @@
 """Which model answers, while models change."""
 
 import threading
+import time
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
@@ -160,6 +161,30 @@ def test_a_swap_that_no_look_has_seen_is_found_out(
     assert len(blind.requests) == (1 if in_its_thought else 2)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("in_its_thought", [False, True])
+def test_a_phase_that_is_late_at_the_engine_is_found_out(
+    served: str,
+    blind: ScriptedEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    in_its_thought: bool,
+    stream: bool,
+) -> None:
+    """It was sent soon after a look, and has waited there until another model had its place."""
+
+    def write(prompt: str, _: int) -> str:
+        if thinks(prompt) == in_its_thought:
+            monkeypatch.setattr(serving_cache, "FRESH_SECONDS", 0.0)
+            blind.label = "of another model"
+        return THOUGHT if thinks(prompt) else "Forty two."
+
+    blind.script = write
+    monkeypatch.setattr(serving_cache, "FRESH_SECONDS", 1e6)
+    answer = Asked(served, stream=stream).answered()
+    assert '"code":"model_replaced"' in answer.text
+    assert "two" not in answer.text
+
+
 def test_looks_go_on_after_they_have_failed(
     blind: ScriptedEngine, engine_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +200,23 @@ def test_a_name_that_cannot_be_looked_up_is_not_said_to_be_unknown(
     answer = Asked(served, model="other").answered()
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_away")
     assert int(answer.headers["retry-after"]) > 0
+
+
+def test_one_look_serves_all_that_wait_for_one(
+    served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or names that nobody knows, which anybody may ask for, would each cost a query."""
+    looks, read = [], served_model.read_serving
+
+    def counted() -> served_model.Look:
+        looks.append(1)
+        time.sleep(0.2)
+        return read()
+
+    monkeypatch.setattr(served_model, "read_serving", counted)
+    answers = [one.answered() for one in [Asked(served, model="nobody") for _ in range(20)]]
+    assert {answer.status_code for answer in answers} == {404}
+    assert len(looks) <= 8
 
 
 def test_looks_do_not_queue_for_the_pool(served: str) -> None:
