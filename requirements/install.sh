@@ -54,11 +54,10 @@ fi
 rm -f "$STAMP"
 
 echo "setup: installing into .venv (about 1 GB to download, some minutes the first time)"
-# Not compiled: Python does so with what is imported, and most never is.
-pip install --no-deps --no-compile -r "$LOCK"
+pip install --no-deps -r "$LOCK"
 if .venv/bin/python -c "import importlib.metadata as m, sys; sys.exit(m.version('torch').split('+')[0] != '$TORCH')" 2>/dev/null; then
     : # already there
-elif ! pip install --no-deps --no-compile "torch==$TORCH+cpu"; then
+elif ! pip install --no-deps "torch==$TORCH+cpu"; then
     echo "setup: pip finds no CPU build of torch; taking the package index's own, which is larger and runs on a CPU too"
     pip install --constraint "$LOCK" "torch==$TORCH"
 fi
