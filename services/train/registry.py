@@ -15,9 +15,9 @@ from shared.errors import Conflict, NotFound
 from shared.formats import ThoughtFormat
 from shared.idempotency import OnceDep
 from shared.jobs import NewShard
-from shared.lineage import lineage_of
+from shared.lineage import checkpoint_lineage, iteration_of
 from shared.model_store import find, pruned, ref, resolve
-from shared.models import Iteration, Job, JobKind, Model, Status
+from shared.models import Job, JobKind, Model, Status
 from shared.paging import Limit, Page, page, unix
 from shared.schemas import Effort, ModelRegistration, Name, Promotion
 from shared.session_dep import SessionDep
@@ -169,9 +169,11 @@ def _name_promoted(session: Session, model: Model, promotion: Promotion) -> None
     """Chat serves models by their names, so a checkpoint is promoted with one."""
     fmt = promotion.thought_format.model_dump() if promotion.thought_format else None
     if promotion.name is not None:
+        iteration = iteration_of(session, model.job_id)
         parent = session.get(Model, model.parent_id) if model.parent_id else None
         inherited = parent.thought_format if parent else None
-        _name(session, model, promotion.name, fmt or inherited, _made_by(session, model))
+        lineage = checkpoint_lineage(session, iteration, model.lineage)
+        _name(session, model, promotion.name, fmt or inherited, lineage)
     if model.name is None:
         raise Conflict(
             "name: this checkpoint has no name that chat could serve it by; promote it with a "
@@ -187,13 +189,6 @@ def _name_promoted(session: Session, model: Model, promotion: Promotion) -> None
             "which it names",
             param="thought_format",
         )
-
-
-def _made_by(session: Session, model: Model) -> dict[str, Any]:
-    """The lineage of a checkpoint that its iteration did not choose."""
-    job = session.get(Job, model.job_id) if model.job_id else None
-    iteration = session.get(Iteration, job.iteration_id) if job and job.iteration_id else None
-    return lineage_of(session, iteration) if iteration else {}
 
 
 def _name(
