@@ -17,7 +17,7 @@ from shared.idempotency import OnceDep
 from shared.jobs import NewShard
 from shared.lineage import checkpoint_lineage, iteration_of
 from shared.model_store import find, pruned, ref, resolve
-from shared.models import Job, JobKind, Model, Status
+from shared.models import Iteration, Job, JobKind, Model, Status
 from shared.paging import Limit, Page, page, unix
 from shared.schemas import Effort, ModelRegistration, Name, Promotion
 from shared.session_dep import SessionDep
@@ -170,10 +170,9 @@ def _name_promoted(session: Session, model: Model, promotion: Promotion) -> None
     fmt = promotion.thought_format.model_dump() if promotion.thought_format else None
     if promotion.name is not None:
         iteration = iteration_of(session, model.job_id)
-        parent = session.get(Model, model.parent_id) if model.parent_id else None
-        inherited = parent.thought_format if parent else None
+        thinks = fmt or _trained_with(session, model, iteration)
         lineage = checkpoint_lineage(session, iteration, model.lineage)
-        _name(session, model, promotion.name, fmt or inherited, lineage)
+        _name(session, model, promotion.name, thinks, lineage)
     if model.name is None:
         raise Conflict(
             "name: this checkpoint has no name that chat could serve it by; promote it with a "
@@ -189,6 +188,18 @@ def _name_promoted(session: Session, model: Model, promotion: Promotion) -> None
             "which it names",
             param="thought_format",
         )
+
+
+def _trained_with(
+    session: Session, model: Model, iteration: Iteration | None
+) -> dict[str, Any] | None:
+    """The thought format of the iteration whose pairs made it. Of pairs that came with a request
+    none is known, so the model is taken to think as its parent."""
+    if iteration is not None:
+        fmt: dict[str, Any] = iteration.config["thought_format"]
+        return fmt
+    parent = session.get(Model, model.parent_id) if model.parent_id else None
+    return parent.thought_format if parent else None
 
 
 def _name(
