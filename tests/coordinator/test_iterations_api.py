@@ -182,6 +182,24 @@ def test_the_verifier_refuses_prompts_without_checks(client: TestClient) -> None
     assert "prompt 2" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("field", ["prompts", "validation_prompts"])
+def test_the_verifier_names_the_inline_prompt_without_checks(
+    client: TestClient, field: str
+) -> None:
+    body = {"name": "inline", "base_model": "seed", "prompts": [LINE], "validation_prompts": [LINE]}
+    answer = client.post("/iterations", json=body | {field: [LINE, {"text": "Anything."}]})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, f"{field}.1")
+    assert "inline-" not in error["message"]
+
+
+def test_too_few_inline_prompts_are_said_to_be_the_requests(client: TestClient) -> None:
+    body = {"name": "inline", "base_model": "seed", "prompts": [LINE], "validation_prompts": [LINE]}
+    error = client.post("/iterations", json=body | {"count": 2}).json()["error"]
+    assert error["param"] == "prompts_per_iteration"
+    assert "the request has 1 training prompts" in error["message"]
+
+
 def test_an_upload_counts_its_prompts(client: TestClient) -> None:
     lines = [LINE, LINE | {"text": "A lake?", "split": "validation", "category": "geo"}]
     made = upload(client, "\n".join(map(json.dumps, lines)) + "\n\n").json()
