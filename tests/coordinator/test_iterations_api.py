@@ -13,7 +13,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select, text
 from starlette.datastructures import UploadFile
 
-from services.coordinator.prompt_lines import MAX_LINE_BYTES
+from services.coordinator import datasets
+from services.coordinator.prompt_lines import MAX_LINE_BYTES, PromptLine
 from services.coordinator.state import job_id
 from shared.db import transaction
 from shared.formats import GENERIC
@@ -281,6 +282,36 @@ def test_a_file_is_read_only_below_the_data_root(
         assert post(path).json()["error"]["param"] == "path", path
     assert post("good.jsonl").status_code == 201
     assert get_settings().data_root is None
+
+
+def test_a_file_may_be_as_large_as_an_upload(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = json.dumps(LINE)
+    (tmp_path / "file.jsonl").write_text(line)
+
+    def post(most: int) -> Any:
+        settings = Settings(data_root=tmp_path, max_upload_bytes=most)
+        monkeypatch.setattr("services.coordinator.datasets.get_settings", lambda: settings)
+        return client.post("/datasets", json={"name": "file", "path": "file.jsonl"})
+
+    refused = post(len(line) - 1)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (413, "path")
+    assert post(len(line)).status_code == 201
+
+
+def test_long_lines_are_not_kept_for_a_thousand_of_them(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [PromptLine(text=f"{n}" * 100) for n in range(5)]
+    whole = [len(chunk) for chunk in datasets._chunks(lines)]
+    monkeypatch.setattr(datasets, "CHUNK_BYTES", 300)
+    assert (whole, [len(chunk) for chunk in datasets._chunks(lines)]) == ([5], [2, 2, 1])
+    made = upload(client, "\n".join(line.model_dump_json() for line in lines)).json()
+    with transaction() as session:
+        kept = select(Prompt.position, Prompt.text).where(Prompt.dataset_id == made["id"])
+        found = session.execute(kept.order_by(Prompt.position)).all()
+    assert [tuple(row) for row in found] == [(n, line.text) for n, line in enumerate(lines)]
 
 
 def test_an_upload_that_finds_no_room_is_told_so(
