@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import structlog
 from sqlalchemy.orm import Session
 
+from shared import log
 from shared.keys import CALLER
 from shared.models import AuditEvent
 
@@ -18,6 +18,6 @@ def record(session: Session, action: str, subject: object, **data: Any) -> None:
             action=action,
             subject=str(subject),
             data=data,
-            request_id=structlog.contextvars.get_contextvars().get("request_id"),
+            request_id=log.request_id(),
         )
     )

@@ -5,6 +5,7 @@ from typing import Any
 import httpx2
 import stamina
 
+from shared import log
 from shared.errors import InvalidRequest, PlatformError, Unavailable
 from shared.keys import BEHALF, CALLER
 
@@ -67,10 +68,18 @@ class ServiceClient:
 
     @stamina.retry(on=httpx2.ConnectError, attempts=3, wait_initial=0.1, timeout=5)
     def _send(self, method: str, path: str, **kwargs: Any) -> httpx2.Response:
-        caller = CALLER.get()
-        if caller is not None and caller.key_id is not None:
-            kwargs["headers"] = {**kwargs.get("headers", {}), BEHALF: str(caller.key_id)}
-        return self._http.request(method, path, **kwargs)
+        headers = kwargs.pop("headers", {}) | _about()
+        return self._http.request(method, path, headers=headers, **kwargs)
+
+
+def _about() -> dict[str, str]:
+    """Whose request is being answered and which: audit and log of the service asked name both."""
+    headers, caller = {}, CALLER.get()
+    if caller is not None and caller.key_id is not None:
+        headers[BEHALF] = str(caller.key_id)
+    if (request_id := log.request_id()) is not None:
+        headers["X-Request-ID"] = request_id
+    return headers
 
 
 def _error_of(response: httpx2.Response) -> dict[str, Any]:

@@ -23,6 +23,12 @@ bind_here = structlog.contextvars.bind_contextvars
 """The same for the rest of a request or a task, which has a context of its own."""
 
 
+def request_id() -> str | None:
+    """Of the request that is being answered, if one is."""
+    found: str | None = structlog.contextvars.get_contextvars().get("request_id")
+    return found
+
+
 def configure(process: str) -> None:
     """Route the standard library's logging through structlog's JSON renderer."""
     shared: list[Processor] = [

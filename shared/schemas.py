@@ -293,8 +293,8 @@ class ModelRegistration(Strict):
 class Promotion(Strict):
     """Makes a model the one that chat serves.
 
-    `thought_format` goes with `name`: how the checkpoint is to think. Without it, as the model
-    that it was trained from.
+    `thought_format` goes with `name`: how the checkpoint is to think. Without it, as in the
+    iteration whose pairs it was trained on, or else as the model that it was trained from.
     """
 
     name: Name | None = None

@@ -26,6 +26,7 @@ from shared import jobs
 from shared.db import transaction
 from shared.formats import ThoughtFormat
 from shared.jobs import Claim
+from shared.lineage import checkpoint_lineage, iteration_of
 from shared.model_store import training_folder
 from shared.models import Completion, Iteration, Json, Model, Pair, Prompt
 from shared.settings import get_settings
@@ -215,6 +216,9 @@ def _checkpoints(out: Path) -> set[str]:
 
 def _register(session: Session, claim: Claim, base: Model, result: dict[str, Any]) -> None:
     """A row for each checkpoint. Ids derive from job and epoch, so a repeat finds the same."""
+    iteration = iteration_of(session, claim.job_id)
+    training = {"training": result["settings"], "versions": result["versions"]}
+    lineage = checkpoint_lineage(session, iteration, training)
     rows = [
         {
             "id": uuid.uuid5(claim.job_id, f"epoch-{checkpoint['epoch']}"),
@@ -225,7 +229,7 @@ def _register(session: Session, claim: Claim, base: Model, result: dict[str, Any
             "parent_id": base.id,
             "job_id": claim.job_id,
             "epoch": checkpoint["epoch"],
-            "lineage": {"training": result["settings"], "versions": result["versions"]},
+            "lineage": lineage,
         }
         for checkpoint in result["checkpoints"]
     ]

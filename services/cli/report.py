@@ -35,6 +35,7 @@ def sampled(report: Object) -> Rows:
         ("prompts", f"{report['prompts']}"),
         ("completions", f"{report['completions']}"),
         ("parse rate", f"{report['parse_rate']:.1%}"),
+        ("marker put in for it", f"{report['forced']}"),
         ("truncated", f"{report['truncated']}"),
     ]
 
@@ -59,10 +60,10 @@ def training(report: Object) -> Rows:
         ("pairs left out", reasons(report["pairs_dropped"])),
         ("training steps", f"{report['steps']}"),
         (
-            "loss, first / last",
+            "loss, first / last step",
             f"{number(report['first_loss'], 4)} / {number(report['last_loss'], 4)}",
         ),
-        ("reward margin", number(report["reward_margin"], 4)),
+        ("reward margin, last step", number(report["reward_margin"], 4)),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from shared import audit
 from shared.db import transaction
 from shared.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from shared.idempotency import Once, OnceDep
-from shared.models import Dataset, Prompt, Split
+from shared.models import Dataset, Json, Prompt, Split
 from shared.paging import Limit, Page, page, unix
 from shared.schemas import InlinePrompt, Name
 from shared.session_dep import SessionDep
@@ -29,6 +30,8 @@ from shared.strict import Read, Strict
 
 router = APIRouter(tags=["datasets"])
 CHUNK = 1000
+CHUNK_BYTES = 8 * 1024 * 1024
+"""Of the rows that are written at once: a thousand of the longest lines would be gigabytes."""
 UPLOAD = "/datasets/upload"
 
 
@@ -66,8 +69,7 @@ def upload(
     file: Annotated[UploadFile, File()],
 ) -> DatasetRead:
     """Upload JSONL, one prompt a line: `{"text", "split"?, "category"?, "checks"?}`."""
-    if file.size is not None and file.size > get_settings().max_upload_bytes:
-        raise TooLarge(f"file: larger than {get_settings().max_upload_bytes} bytes", param="file")
+    _refuse_too_large(file.size or 0, "file")
     digest = hashlib.file_digest(file.file, "sha256")  # type: ignore[arg-type]
     body = Upload(name=name, sha256=digest.hexdigest())
     file.file.seek(0)
@@ -91,8 +93,15 @@ def from_source(request: DatasetSource, session: SessionDep, once: OnceDep) -> D
 def _from_file(session: Session, request: DatasetSource) -> DatasetRead:
     assert request.path is not None
     with _open_under_root(request.path) as file:
+        _refuse_too_large(os.fstat(file.fileno()).st_size, "path")
         lines = parse_lines(file)
         return read(session, create(session, request.name, request.path, lines, "path"))
+
+
+def _refuse_too_large(size: int, param: str) -> None:
+    limit = get_settings().max_upload_bytes
+    if size > limit:
+        raise TooLarge(f"{param}: larger than {limit} bytes", param=param)
 
 
 def _from_hub(session: Session, once: Once, request: DatasetSource, hub: HubDataset) -> DatasetRead:
@@ -150,24 +159,36 @@ def create(
     dataset: Dataset | None = session.scalar(new.returning(Dataset))
     if dataset is None:
         raise _taken(name)
-    digest, rows, position = hashlib.sha256(), [], 0
-    for line in lines:
-        row = line.model_dump(mode="json")
-        digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
-        rows.append({**row, "dataset_id": dataset.id, "position": position})
-        position += 1
-        if len(rows) == CHUNK:
-            session.execute(insert(Prompt), rows)
-            rows = []
-    if rows:
+    digest, count = hashlib.sha256(), 0
+    for chunk in _chunks(lines):
+        rows = []
+        for row, canonical in chunk:
+            digest.update(canonical)
+            rows.append({**row, "dataset_id": dataset.id, "position": count})
+            count += 1
         session.execute(insert(Prompt), rows)
-    if position == 0:
+    if count == 0:
         message = f"{param}: the dataset has no prompts"
         raise InvalidRequest(message, param=param, code="empty_dataset")
     dataset.sha256 = digest.hexdigest()
-    audit.record(session, "dataset.create", name, prompts=position)
+    audit.record(session, "dataset.create", name, prompts=count)
     session.flush()
     return dataset
+
+
+def _chunks(lines: Iterable[PromptLine]) -> Iterator[list[tuple[Json, bytes]]]:
+    """Rows of prompts with their canonical JSONL, as many as are written at once."""
+    chunk, size = [], 0
+    for line in lines:
+        row = line.model_dump(mode="json")
+        canonical = json.dumps(row, sort_keys=True).encode() + b"\n"
+        chunk.append((row, canonical))
+        size += len(canonical)
+        if len(chunk) == CHUNK or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def insert_inline(

@@ -132,10 +132,11 @@ def _draw(
     fresh = [p for p in _ids(session, request, dataset, Split.train) if p not in used]
     size = request.prompts_per_iteration or len(fresh) // request.count
     if size == 0 or size * request.count > len(fresh):
+        whose = f"dataset {dataset.name!r}" if request.dataset else "the request"
         raise InvalidRequest(
             f"prompts_per_iteration: {request.count} iterations of {size or 1} prompts need "
-            f"{(size or 1) * request.count}; dataset {dataset.name!r} has {len(fresh)} training "
-            f"prompts that the base model has not been trained on",
+            f"{(size or 1) * request.count}; {whose} has {len(fresh)} training prompts "
+            f"that the base model has not been trained on",
             param="prompts_per_iteration",
         )
     chunks = [fresh[n * size : (n + 1) * size] for n in range(request.count)]
@@ -166,12 +167,22 @@ def _refuse_unjudgeable(
             func.jsonb_array_length(Prompt.checks) == 0,
         )
     )
-    if position is not None:
-        raise InvalidRequest(
-            f"{param}: the verifier needs checks on every prompt; prompt {position + 1} of "
-            f"dataset {dataset.name!r} has none",
-            param=param,
-        )
+    if position is None:
+        return
+    if request.dataset is None:
+        param = _inline(request, position)
+        raise InvalidRequest(f"{param}: the verifier needs checks on every prompt", param=param)
+    raise InvalidRequest(
+        f"{param}: the verifier needs checks on every prompt; prompt {position + 1} of "
+        f"dataset {dataset.name!r} has none",
+        param=param,
+    )
+
+
+def _inline(request: IterationRequest, position: int) -> str:
+    """The field of a request's own prompt that has this position in the dataset made of them."""
+    train = len(request.prompts)
+    return f"prompts.{position}" if position < train else f"validation_prompts.{position - train}"
 
 
 def _used_by(session: Session, model: Model) -> set[int]:

@@ -15,7 +15,7 @@ from shared.errors import Conflict, NotFound
 from shared.formats import ThoughtFormat
 from shared.idempotency import OnceDep
 from shared.jobs import NewShard
-from shared.lineage import lineage_of
+from shared.lineage import checkpoint_lineage, iteration_of
 from shared.model_store import find, pruned, ref, resolve
 from shared.models import Iteration, Job, JobKind, Model, Status
 from shared.paging import Limit, Page, page, unix
@@ -169,9 +169,10 @@ def _name_promoted(session: Session, model: Model, promotion: Promotion) -> None
     """Chat serves models by their names, so a checkpoint is promoted with one."""
     fmt = promotion.thought_format.model_dump() if promotion.thought_format else None
     if promotion.name is not None:
-        parent = session.get(Model, model.parent_id) if model.parent_id else None
-        inherited = parent.thought_format if parent else None
-        _name(session, model, promotion.name, fmt or inherited, _made_by(session, model))
+        iteration = iteration_of(session, model.job_id)
+        thinks = fmt or _trained_with(session, model, iteration)
+        lineage = checkpoint_lineage(session, iteration, model.lineage)
+        _name(session, model, promotion.name, thinks, lineage)
     if model.name is None:
         raise Conflict(
             "name: this checkpoint has no name that chat could serve it by; promote it with a "
@@ -189,11 +190,16 @@ def _name_promoted(session: Session, model: Model, promotion: Promotion) -> None
         )
 
 
-def _made_by(session: Session, model: Model) -> dict[str, Any]:
-    """The lineage of a checkpoint that its iteration did not choose."""
-    job = session.get(Job, model.job_id) if model.job_id else None
-    iteration = session.get(Iteration, job.iteration_id) if job and job.iteration_id else None
-    return lineage_of(session, iteration) if iteration else {}
+def _trained_with(
+    session: Session, model: Model, iteration: Iteration | None
+) -> dict[str, Any] | None:
+    """The thought format of the iteration whose pairs made it. Of pairs that came with a request
+    none is known, so the model is taken to think as its parent."""
+    if iteration is not None:
+        fmt: dict[str, Any] = iteration.config["thought_format"]
+        return fmt
+    parent = session.get(Model, model.parent_id) if model.parent_id else None
+    return parent.thought_format if parent else None
 
 
 def _name(

@@ -18,6 +18,7 @@ REPORT: dict[str, Any] = {
     "completions": 192,
     "parse_rate": 0.9375,
     "truncated": 11,
+    "forced": 180,
     "pairs": {
         "kept": 31,
         "parse_failure": 3,
@@ -85,6 +86,10 @@ def test_the_report_shows_every_result() -> None:
         "epoch 1",
     ):
         assert expected in shown
+
+
+def test_the_report_says_how_many_markers_the_model_did_not_write() -> None:
+    assert ("marker put in for it", "180") in report.sampled(REPORT)
 
 
 def test_the_report_can_do_without_what_was_not_measured() -> None:

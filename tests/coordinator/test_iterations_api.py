@@ -13,7 +13,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select, text
 from starlette.datastructures import UploadFile
 
-from services.coordinator.prompt_lines import MAX_LINE_BYTES
+from services.coordinator import datasets
+from services.coordinator.prompt_lines import MAX_LINE_BYTES, PromptLine
 from services.coordinator.state import job_id
 from shared.db import transaction
 from shared.formats import GENERIC
@@ -182,6 +183,24 @@ def test_the_verifier_refuses_prompts_without_checks(client: TestClient) -> None
     assert "prompt 2" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("field", ["prompts", "validation_prompts"])
+def test_the_verifier_names_the_inline_prompt_without_checks(
+    client: TestClient, field: str
+) -> None:
+    body = {"name": "inline", "base_model": "seed", "prompts": [LINE], "validation_prompts": [LINE]}
+    answer = client.post("/iterations", json=body | {field: [LINE, {"text": "Anything."}]})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, f"{field}.1")
+    assert "inline-" not in error["message"]
+
+
+def test_too_few_inline_prompts_are_said_to_be_the_requests(client: TestClient) -> None:
+    body = {"name": "inline", "base_model": "seed", "prompts": [LINE], "validation_prompts": [LINE]}
+    error = client.post("/iterations", json=body | {"count": 2}).json()["error"]
+    assert error["param"] == "prompts_per_iteration"
+    assert "the request has 1 training prompts" in error["message"]
+
+
 def test_an_upload_counts_its_prompts(client: TestClient) -> None:
     lines = [LINE, LINE | {"text": "A lake?", "split": "validation", "category": "geo"}]
     made = upload(client, "\n".join(map(json.dumps, lines)) + "\n\n").json()
@@ -263,6 +282,36 @@ def test_a_file_is_read_only_below_the_data_root(
         assert post(path).json()["error"]["param"] == "path", path
     assert post("good.jsonl").status_code == 201
     assert get_settings().data_root is None
+
+
+def test_a_file_may_be_as_large_as_an_upload(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = json.dumps(LINE)
+    (tmp_path / "file.jsonl").write_text(line)
+
+    def post(most: int) -> Any:
+        settings = Settings(data_root=tmp_path, max_upload_bytes=most)
+        monkeypatch.setattr("services.coordinator.datasets.get_settings", lambda: settings)
+        return client.post("/datasets", json={"name": "file", "path": "file.jsonl"})
+
+    refused = post(len(line) - 1)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (413, "path")
+    assert post(len(line)).status_code == 201
+
+
+def test_long_lines_are_not_kept_for_a_thousand_of_them(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [PromptLine(text=f"{n}" * 100) for n in range(5)]
+    whole = [len(chunk) for chunk in datasets._chunks(lines)]
+    monkeypatch.setattr(datasets, "CHUNK_BYTES", 300)
+    assert (whole, [len(chunk) for chunk in datasets._chunks(lines)]) == ([5], [2, 2, 1])
+    made = upload(client, "\n".join(line.model_dump_json() for line in lines)).json()
+    with transaction() as session:
+        kept = select(Prompt.position, Prompt.text).where(Prompt.dataset_id == made["id"])
+        found = session.execute(kept.order_by(Prompt.position)).all()
+    assert [tuple(row) for row in found] == [(n, line.text) for n, line in enumerate(lines)]
 
 
 def test_an_upload_that_finds_no_room_is_told_so(

@@ -121,6 +121,7 @@ def test_who_did_what_is_written_down(client: TestClient) -> None:
     ]
     assert events[1]["subject"] == iteration
     assert events[3]["subject"] == "seed@v1"
+    assert events[3]["request_id"] == "req_mine", "though another service wrote it"
     assert {event["key_id"] for event in events[1:]} == {made["id"]}
     assert all(event["request_id"] for event in events)
     later = client.get("/audit", params={"after": events[2]["id"], "limit": 1}).json()

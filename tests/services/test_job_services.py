@@ -16,8 +16,8 @@ import services.judge.app
 import services.train.app
 from shared.db import transaction
 from shared.formats import THINK
-from shared.models import AuditEvent, Scope, Shard
-from tests import access, factories
+from shared.models import AuditEvent, Scope, Shard, Status
+from tests import access, factories, past_runs
 
 PROMPT = {"text": "Name a river."}
 PAIR = {"prompt": "Name a river.", "chosen": "The Elbe.", "rejected": "Paris."}
@@ -354,6 +354,17 @@ def test_a_checkpoint_is_given_its_format_with_its_name(train: TestClient, check
         assert (made["ref"], made["thought_format"]["name"]) == ("new@v1", "generic")
     other = train.post(f"/models/{checkpoint}/promote", json={"thought_format": "specific"})
     assert (other.status_code, other.json()["error"]["param"]) == (409, "thought_format")
+
+
+@pytest.mark.usefixtures("clean_database")
+def test_a_checkpoint_of_an_iteration_thinks_as_it_was_trained_to(train: TestClient) -> None:
+    with transaction() as session:
+        factories.model(session, thought_format=None)
+        [iteration] = past_runs.past_run(session, Status.failed)
+    checkpoint = past_runs.checkpoint(iteration, epoch=1)
+    made = train.post(f"/models/{checkpoint}/promote", json={"name": "new"}).json()
+    assert made["thought_format"]["name"] == "specific"
+    assert made["lineage"]["iteration_id"] == str(iteration)
 
 
 def test_a_budget_for_no_thought_is_refused(train: TestClient, checkpoint: str) -> None:

@@ -10,14 +10,15 @@ from typing import Any, cast
 import pytest
 import torch
 from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
 
 from shared import jobs
 from shared.db import transaction
 from shared.jobs import Claim, LeaseLost, NewShard
 from shared.model_store import training_folder
-from shared.models import JobKind, Shard, Status
+from shared.models import Job, JobKind, Model, Shard, Status
 from shared.schemas import Training
-from tests import factories
+from tests import evaluated_runs, factories
 from tests.workers import tiny_model
 from workers import train_job
 from workers.dpo import micro_batch_size
@@ -113,6 +114,36 @@ def test_torch_has_words_of_its_own_for_a_full_disk(weights: int) -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.save({"a": torch.zeros(weights)}, "/dev/full")
     assert exit_status(raised.value) == DISK_FULL
+
+
+@pytest.mark.parametrize("own_pairs", [True, False])
+def test_a_checkpoint_knows_what_led_to_it(
+    session: Session, tmp_path: Path, own_pairs: bool
+) -> None:
+    seed = factories.model(session)
+    iteration = evaluated_runs.running(session, factories.dataset(session), seed)
+    evaluated_runs.sampled(session, iteration, [])
+    job_id = uuid.uuid4()
+    of = None if own_pairs else iteration.id
+    jobs.submit(session, JobKind.train, {}, [NewShard({})], job_id=job_id, iteration_id=of)
+    judged = session.scalars(select(Job).where(Job.step == "judge")).one()
+    judged.result = {"versions": {"judge": "verifier/1"}}
+    result = {
+        "settings": {"epochs": 1},
+        "versions": {"trl": "1"},
+        "checkpoints": [{"epoch": 1, "path": str(tmp_path), "weights_sha256": factories.WEIGHTS}],
+    }
+    claim = Claim(1, job_id, 0, {}, 1, uuid.uuid4())
+    train_job._register(session, claim, seed, result)
+    lineage = session.scalars(select(Model.lineage).where(Model.job_id == job_id)).one()
+    assert lineage["training"] == {"epochs": 1}
+    if own_pairs:
+        assert lineage["versions"] == {"trl": "1"}
+    else:
+        assert lineage["versions"] == {"judge": "verifier/1", "trl": "1"}
+        assert lineage["iteration_id"] == str(iteration.id)
+        assert lineage["dataset"]["name"] == "prompts"
+        assert lineage["config"] == iteration.config
 
 
 @pytest.mark.usefixtures("long_up")

@@ -106,7 +106,8 @@ def _judges(found: Mapping[str, Json | None]) -> str:
 
 def _outputs(found: Mapping[str, Json | None]) -> str:
     header = (
-        *("", "outputs", "parse", "truncated", "thought tokens", "response tokens"),
+        *("", "outputs", "parse", "marker put in", "truncated"),
+        *("thought tokens", "response tokens"),
         *("spread of scores", "without spread", "judged", "unjudged"),
     )
     rows = [
@@ -114,6 +115,7 @@ def _outputs(found: Mapping[str, Json | None]) -> str:
             name,
             str(o["completions"]),
             percent(o["parse_rate"]),
+            str(o["forced"]),
             str(o["truncated"]),
             _length(o["thought_tokens"]),
             _length(o["response_tokens"]),
@@ -176,11 +178,12 @@ def _sweep(found: Json | None) -> str:
 def _training(found: Json | None) -> str:
     if not found:
         return ""
+    losses = f"{number(found['first_loss'])} / {number(found['last_loss'])}"
     rows = [
         ("pairs", str(found["pairs"])),
         ("pairs left out", reasons(found["pairs_dropped"])),
         ("steps", str(found["steps"])),
-        ("loss, first / last", f"{number(found['first_loss'])} / {number(found['last_loss'])}"),
-        ("reward margin", number(found["reward_margin"])),
+        ("loss, first / last step", losses),
+        ("reward margin, last step", number(found["reward_margin"])),
     ]
     return table(("", ""), rows)

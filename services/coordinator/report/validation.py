@@ -12,7 +12,8 @@ from services.coordinator import evaluation
 from services.coordinator.report.outputs import outputs
 from services.coordinator.state import checkpoints, config_of
 from services.coordinator.winrate import Duel, Samples, duels, duels_by_share, win_rate
-from shared.models import Evaluation, Iteration, IterationPrompt, Prompt, Split
+from shared.lineage import versions_of
+from shared.models import Evaluation, Iteration, IterationPrompt, Job, Prompt, Split
 
 MOST_CATEGORIES = 50
 """A dataset may name as many as it has prompts."""
@@ -54,6 +55,7 @@ def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
         "vs_seed": evaluation.compare(chosen, seed),
         "vs_parent": evaluation.compare(chosen, parent),
         "win_rate": _win_rates(session, iteration, chosen_id),
+        "versions": versions_of(session, iteration, Job.step.startswith("evaluate-")),
     }
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from services.coordinator.report import build
 from services.coordinator.report.validation import MOST_CATEGORIES, NOT_COMPARED
 from services.coordinator.winrate import INSEPARABLE
-from shared.models import Iteration, Model, Prompt, Split
+from shared.models import Iteration, Job, Model, Prompt, Split
 from tests import factories
 from tests.evaluated_runs import BROKEN, Out, evaluated, running, trained
 
@@ -66,6 +66,16 @@ def test_shares_of_a_comparing_judge_are_the_win_rate_against_the_seed(session: 
     assert rates["parent"] == rates["seed"], "the parent is the seed"
     assert rates["note"] is None
     assert rates["gain_in_share_over_parent"]["mean"] == pytest.approx((0.25 + 0.5 - 0.5) / 3)
+
+
+def test_versions_are_those_of_validation(session: Session) -> None:
+    report_of(session)
+    for job in session.scalars(select(Job)):
+        job.result = (job.result or {}) | {"versions": {str(job.step).partition(":")[0]: "1"}}
+    iteration = session.scalars(select(Iteration)).one()
+    chosen = session.scalars(select(Model.id).where(Model.epoch == 1)).one()
+    found = build(session, iteration, chosen)["validation"]["versions"]
+    assert found == {"evaluate-generate": "1", "evaluate-judge": "1"}
 
 
 def test_a_seed_that_was_not_judged_leaves_its_figures_out(session: Session) -> None:
