@@ -1,7 +1,7 @@
 """What a vLLM server answers: samples, pieces of a stream, errors.
 
 EngineError(PlatformError)  502  it answered with an error
-├── EngineAway              503  it cannot be reached, or went away in the middle
+├── EngineAway              503  it cannot be reached, went away in the middle, or gave a request up
 └── EngineRefused           400  it finds the request itself wrong, such as too long a prompt
 """
 
@@ -101,8 +101,16 @@ def has_ids(chat_answer: dict[str, Any]) -> bool:
 
 
 def choices(answer: dict[str, Any]) -> list[Choice]:
-    """Of a whole answer of either route, in order of their index."""
-    return [_choice(c) for c in sorted(answer["choices"], key=lambda c: int(c["index"]))]
+    """Of a whole answer of either route, in order of their index.
+
+    Raises:
+        EngineAway: it gave one up (`abort`), as for weights that take the place of these: what was
+            cut off anywhere is no sample.
+    """
+    found = [_choice(c) for c in sorted(answer["choices"], key=lambda c: int(c["index"]))]
+    if not all(choice.finish_reason in ("stop", "length") for choice in found):
+        raise EngineAway("the engine gave a request up", retry_after=5)
+    return found
 
 
 def _choice(c: dict[str, Any]) -> Choice:

@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     """Of Celery under `forethought up`; in containers the worker's command says it."""
     checkpoint_seconds: float = 600.0
     """Of training that a kill may cost at most, beside the end of each epoch."""
+    training_stall_seconds: float = 7200.0
+    """A training of which no file has changed for so long hangs: it is ended, and tried again. As
+    long as its ranks wait for one another; a pass over a micro-batch must take less."""
     retention_days: float | None = Field(default=None, ge=0, le=36_500)
     """Runs that ended longer ago are pruned (`docs/durability.md`); unset keeps everything."""
 

@@ -208,19 +208,20 @@ def test_a_run_ends_with_the_iteration_that_fails(
     assert "iteration 1 of this run failed" in second["error"]["message"]
 
 
-def test_a_prompt_longer_than_the_context_is_named(scripted: Scripted) -> None:
+@pytest.mark.parametrize("field", ["prompts", "validation_prompts"])
+def test_a_prompt_longer_than_the_context_is_named(scripted: Scripted, field: str) -> None:
     long = {"text": "x" * 4000, "checks": [{"kind": "words", "at_most": 3}]}
     # The fourth is drawn at another place: prompts are shuffled.
     prompts = [*(prompt(n) for n in range(3)), long, *(prompt(n) for n in range(3, 11))]
     scripted.engine.requests.clear()
-    [iteration] = scripted.run(prompts=prompts)
+    [iteration] = scripted.run(**{field: prompts})
     error = iteration["error"]
-    assert (iteration["status"], error["stage"], error["param"]) == (
+    assert (iteration["status"], error["code"], error["param"]) == (
         "failed",
-        "generate",
-        "dataset",
+        "context_length_exceeded",
+        f"{field}.3",
     )
-    assert re.match(r"prompt 4 of the dataset \(train\) has 4\d{3} tokens", error["message"])
+    assert re.match(rf"prompt 4 of {field} has 4\d{{3}} tokens", error["message"])
     sampled = [body for body in scripted.engine.requests if body["max_tokens"] > 1]
     assert not sampled, "it is named before hours have gone into the others"
     unfinished = "SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')"

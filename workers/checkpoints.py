@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from workers import ranks
 from workers.model_folder import copy_tokenizer, write_aside, write_probe
+from workers.movement import moved
 from workers.preference_data import TrainError
 from workers.resume import WEIGHTS_SHA256, epoch_folder, seal
 from workers.weights import weights_files, weights_sha256
@@ -132,6 +133,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._step_began = time.monotonic()
+
+    def on_substep_end(self, args: Any, *_: Any, **__: Any) -> None:
+        moved(Path(args.output_dir))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         old = time.monotonic() - self._saved_at > self._checkpoint_seconds

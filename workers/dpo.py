@@ -19,6 +19,7 @@ from trl.trainer import dpo_trainer
 
 from shared.schemas import Training
 from workers import lm_head, ranks
+from workers.movement import moved
 from workers.preference_data import TrainError
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -115,6 +116,10 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32
             )
+
+    def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+        moved(Path(self.args.output_dir))
+        return super().compute_ref_log_probs(model, inputs)
 
     def _send_telemetry(self) -> None:
         """Nothing is told to anybody."""

@@ -102,6 +102,10 @@ class Engine:
             if self._admin.tokens_done() == before:
                 raise
 
+    def tokens_done(self) -> float:
+        """Tokens that it has read or written; grows as long as it works."""
+        return self._admin.tokens_done()
+
     def idle(self) -> bool:
         """Whether no request is under way or waiting."""
         return self._admin.idle()

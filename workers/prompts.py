@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared.models import Json, Prompt, Shard
+from shared.models import Dataset, IterationPrompt, Job, Json, Prompt, Shard, Split
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,6 @@ class ShardPrompt:
     """`index` is the prompt's position in its job; `text` the user's own instruction."""
 
     index: int
-    place: str
-    """Where its user finds it, from 1: the job's order is no one's but ours."""
     prompt_id: int | None
     text: str
     checks: Sequence[Json]
@@ -27,19 +25,23 @@ def load_prompts(session: Session, payload: dict[str, Any]) -> list[ShardPrompt]
     start = payload["start"]
     if "prompts" in payload:
         return [
-            ShardPrompt(start + i, f"prompt {start + i + 1}", None, p["text"], p["checks"])
+            ShardPrompt(start + i, None, p["text"], p["checks"])
             for i, p in enumerate(payload["prompts"])
         ]
     ids = payload["prompt_ids"]
     rows = {p.id: p for p in session.scalars(select(Prompt).where(Prompt.id.in_(ids)))}
     return [
-        ShardPrompt(start + i, _place(row), row.id, row.text, row.checks)
+        ShardPrompt(start + i, row.id, row.text, row.checks)
         for i, row in enumerate(rows[id_] for id_ in ids)
     ]
 
 
 def longer_prompts(session: Session, job_id: uuid.UUID, most_bytes: int) -> list[ShardPrompt]:
-    """Those of a job's unfinished shards whose texts have more bytes than this."""
+    """Those whose texts have more bytes than this, of a job's unfinished shards. Of an iteration's
+    job all that the iteration has, for the turn of its other split comes hours later."""
+    iteration_id = session.get_one(Job, job_id).iteration_id
+    if iteration_id is not None:
+        return _longer_of_iteration(session, iteration_id, most_bytes)
     unfinished = (
         select(Shard.payload)
         .where(Shard.job_id == job_id, Shard.finished_at.is_(None))
@@ -53,5 +55,37 @@ def longer_prompts(session: Session, job_id: uuid.UUID, most_bytes: int) -> list
     ]
 
 
-def _place(row: Prompt) -> str:
-    return f"prompt {row.position + 1} of the dataset ({row.split})"
+def _longer_of_iteration(
+    session: Session, iteration_id: uuid.UUID, most_bytes: int
+) -> list[ShardPrompt]:
+    at = IterationPrompt
+    rows = session.execute(
+        select(at.position, Prompt)
+        .join(Prompt, Prompt.id == at.prompt_id)
+        .where(at.iteration_id == iteration_id, func.octet_length(Prompt.text) > most_bytes)
+        .order_by(at.split, at.position)
+        .execution_options(yield_per=100)
+    )
+    return [ShardPrompt(position, row.id, row.text, row.checks) for position, row in rows]
+
+
+def place_of(session: Session, prompt: ShardPrompt) -> tuple[str, str]:
+    """Where its user finds it: in words, from 1, and as a field of the request. The job's order is
+    no one's but ours."""
+    if prompt.prompt_id is None:
+        return f"prompt {prompt.index + 1}", f"prompts.{prompt.index}"
+    row = session.get_one(Prompt, prompt.prompt_id)
+    if session.get_one(Dataset, row.dataset_id).source != "inline":
+        return f"prompt {row.position + 1} of the dataset ({row.split})", "dataset"
+    field = "prompts" if row.split is Split.train else "validation_prompts"
+    index = _index_in_split(session, row)
+    return f"prompt {index + 1} of {field}", f"{field}.{index}"
+
+
+def _index_in_split(session: Session, row: Prompt) -> int:
+    before = select(func.count()).where(
+        Prompt.dataset_id == row.dataset_id,
+        Prompt.split == row.split,
+        Prompt.position < row.position,
+    )
+    return session.scalar(before) or 0

@@ -8,7 +8,7 @@ from shared.engine_client import EngineClient
 from shared.formats import ThoughtFormat
 from shared.schemas import Sampling
 from workers.leases import StageError
-from workers.prompts import ShardPrompt, longer_prompts
+from workers.prompts import ShardPrompt, longer_prompts, place_of
 
 CODE = "context_length_exceeded"
 
@@ -24,8 +24,9 @@ class Room:
         self._output = self._thought + self._response
 
     async def check(self, job_id: uuid.UUID) -> None:
-        """The budgets, and all prompts of the job: one that is too long would fail it after hours,
-        when its turn comes. A token is a byte or more, so the engine counts few of them."""
+        """The budgets, and all prompts of the job and of its iteration: one that is too long would
+        fail it after hours, when its turn comes. A token is a byte or more, so the engine counts
+        few of them."""
         longest = await self._client.max_model_len()
         if self._output >= longest:
             more = "max_thought_tokens" if self._thought > self._response else "max_response_tokens"
@@ -43,11 +44,12 @@ class Room:
         """Ids of the prompt in the model's template, with the thought prompt."""
         ids, longest = await self._render(prompt.text), await self._client.max_model_len()
         if len(ids) + self._output > longest:
+            place, field = await asyncio.to_thread(_place_of, prompt)
             raise StageError(
-                f"{prompt.place} has {len(ids)} tokens; with up to {self._output} for the output "
+                f"{place} has {len(ids)} tokens; with up to {self._output} for the output "
                 f"that exceeds the model's context of {longest}",
                 code=CODE,
-                param="dataset" if prompt.prompt_id else f"prompts.{prompt.index}",
+                param=field,
             )
         return ids
 
@@ -59,3 +61,9 @@ class Room:
 def _longer_prompts(job_id: uuid.UUID, most_bytes: int) -> list[ShardPrompt]:
     with transaction() as session:
         return longer_prompts(session, job_id, most_bytes)
+
+
+@patiently
+def _place_of(prompt: ShardPrompt) -> tuple[str, str]:
+    with transaction() as session:
+        return place_of(session, prompt)

@@ -17,8 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-
-from sqlalchemy.exc import DBAPIError
+from threading import Event
 
 from shared import jobs, log, recovery
 from shared.db import patiently_if, transaction
@@ -28,6 +27,7 @@ from shared.settings import get_settings
 from workers.engine import Engine, EngineError, EngineStartError, ModelWeights
 from workers.leases import new_worker_name
 from workers.stage import DATABASE_AWAY, ENGINE_FAILED, LEASE_LOST
+from workers.stage_watch import StageWatch, ended, engine_watched
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Runtime:
         self._device = threading.Lock()
         self._running: set[uuid.UUID] = set()
         self._guard = threading.Lock()
-        self._stopping = threading.Event()
+        self._stopping = Event()
         self._fruitless: Counter[uuid.UUID] = Counter()
         """How often a job's engine has failed, or its stage died, before it took a shard."""
         self._tried_smaller: set[uuid.UUID] = set()
@@ -75,7 +75,7 @@ class Runtime:
     def _work(self, kind: JobKind, job_id: uuid.UUID) -> None:
         try:
             with self._needs(kind, job_id) as extra:
-                if extra is not None and not _ended(job_id):
+                if extra is not None and not ended(job_id):
                     self._run_stage(kind, job_id, extra)
         except EngineStartError as error:
             logger.error("engine: %s", error)
@@ -135,28 +135,32 @@ class Runtime:
         command = [sys.executable, "-m", STAGES[kind], "--job", str(job_id), "--worker", name]
         child = subprocess.Popen(command + extra, start_new_session=True)
         logger.info("stage started", extra={"pid": child.pid})
-        try:
-            code = self._wait(child, job_id, name)
-        finally:
-            _kill_group(child.pid)
+        asks_engine = bool(extra)
+        with engine_watched(self._engine) if asks_engine else nullcontext(Event()) as hung:
+            try:
+                code = self._wait(child, job_id, name, hung)
+            finally:
+                _kill_group(child.pid)
         if code != 0:
-            self._give_back(job_id, name, code)
+            self._give_back(job_id, name, ENGINE_FAILED if hung.is_set() else code)
         else:
             self._fruitless.pop(job_id, None)
 
-    def _wait(self, child: "subprocess.Popen[bytes]", job_id: uuid.UUID, name: str) -> int:
+    def _wait(
+        self, child: "subprocess.Popen[bytes]", job_id: uuid.UUID, name: str, hung: Event
+    ) -> int:
         """The child's exit code; ends it when its job has ended, when it has let its leases run
-        out, or when the worker stops."""
+        out, when its engine has hung, or when the worker stops."""
         asked_at: float | None = None
         looked_at = time.monotonic()
-        watch = _Watch(job_id, name)
+        watch = StageWatch(job_id, name)
         while (code := child.poll()) is None:
             now = time.monotonic()
             if asked_at is None and now - looked_at > LOOK_SECONDS:
                 looked_at = now
                 if watch.unwanted():
                     asked_at = now + 1.0  # it may be about to leave by itself
-            if self._stopping.is_set() and asked_at is None:
+            if asked_at is None and (self._stopping.is_set() or hung.is_set()):
                 asked_at = now
             if asked_at is not None and now >= asked_at:
                 _signal_group(child.pid, signal.SIGTERM)
@@ -182,7 +186,7 @@ class Runtime:
         if held:
             logger.warning("gave back %d shards: %s", held, error["code"])
             return
-        if excused or _ended(job_id):
+        if excused or ended(job_id):
             return
         self._in_vain(job_id, error["code"], error["message"])
 
@@ -218,12 +222,6 @@ def _iteration(job_id: uuid.UUID) -> str | None:
         return str(job.iteration_id) if job is not None and job.iteration_id else None
 
 
-def _ended(job_id: uuid.UUID) -> bool:
-    with transaction() as session:
-        job = session.get(Job, job_id)
-        return job is None or job.status.terminal
-
-
 def _has_work(job_id: uuid.UUID) -> bool:
     """Whether a shard can be taken now. A stage that waits for shards comes when one is there."""
     settings = get_settings()
@@ -247,30 +245,6 @@ def _needs_of(kind: JobKind, job_id: uuid.UUID) -> Needs:
                 return judge_spec(jobs.get(session, job_id).params["judge"]).needs
         case JobKind.register | JobKind.prune:
             return Needs.nothing
-
-
-class _Watch:
-    """Whether a stage's process has anything left to do for its job."""
-
-    def __init__(self, job_id: uuid.UUID, worker: str) -> None:
-        self._job_id = job_id
-        self._worker = worker
-        self._silent_since: float | None = None
-
-    def unwanted(self) -> bool:
-        """Its job has ended, or it hangs: it holds shards and has not renewed them for two
-        heartbeats beyond their lease. A database that was away lets leases run out, too."""
-        try:
-            if _ended(self._job_id):
-                return True
-            with transaction() as session:
-                silent = jobs.holds_expired(session, self._job_id, self._worker)
-        except DBAPIError:
-            silent = False
-        now = time.monotonic()
-        self._silent_since = (self._silent_since or now) if silent else None
-        patience = 2 * get_settings().heartbeat_seconds
-        return self._silent_since is not None and now - self._silent_since > patience
 
 
 def _release(job_id: uuid.UUID, worker: str, error: Json, *, counts: bool) -> int:

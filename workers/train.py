@@ -225,17 +225,18 @@ def _result(config: TrainConfig, seconds: float) -> dict[str, Any]:
         "peak_gpu_memory_bytes": gpu,
         "settings": _resolved(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
-        "checkpoints": [
-            {
-                "epoch": epoch,
-                "path": epoch_folder(config.out_dir, epoch).name,
-                "weights_sha256": weights_sha256(epoch_folder(config.out_dir, epoch)),
-                "changed_fraction": changed_fraction(
-                    config.model_path, epoch_folder(config.out_dir, epoch)
-                ),
-            }
-            for epoch in range(1, config.settings.epochs + 1)
-        ],
+        "checkpoints": [_checkpoint(config, n) for n in range(1, config.settings.epochs + 1)],
+    }
+
+
+def _checkpoint(config: TrainConfig, epoch: int) -> dict[str, Any]:
+    folder = epoch_folder(config.out_dir, epoch)
+    log.info("reading epoch %d", epoch)  # of a large model that takes long, and shows that it goes
+    return {
+        "epoch": epoch,
+        "path": folder.name,
+        "weights_sha256": weights_sha256(folder),
+        "changed_fraction": changed_fraction(config.model_path, folder),
     }
 
 

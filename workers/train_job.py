@@ -39,6 +39,7 @@ from workers.exhausted import (
 )
 from workers.leases import Leases, StageError, bound, leases
 from workers.metrics_file import MetricsFile
+from workers.movement import Movement
 from workers.resume import SEAL
 from workers.stage import LEASE_LOST, arguments, start
 from workers.weights import folder_bytes
@@ -182,8 +183,11 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-        saved = _checkpoints(out)
+        saved, movement = _checkpoints(out), Movement(out)
         while child.poll() is None:
+            if movement.still_seconds() > get_settings().training_stall_seconds:
+                child.kill()
+                raise _hung()
             if (latest := metrics.latest()) is not None:
                 held.report(claim, latest)
             there = _checkpoints(out)
@@ -207,6 +211,12 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
         code="training_failed",
         retry=True,
     )
+
+
+def _hung() -> StageError:
+    minutes = round(get_settings().training_stall_seconds / 60)
+    message = f"the training wrote nothing for {minutes} minutes; see the end of its train.log"
+    return StageError(message, code="training_hung", retry=True)
 
 
 def _checkpoints(out: Path) -> set[str]:

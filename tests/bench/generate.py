@@ -159,7 +159,7 @@ class Bare:
         format_ = FORMATS["specific"]
         request = {
             "messages": [[{"role": "user", "content": format_.prompt(t)}] for t in texts],
-            "seeds": [seed_of(0, ShardPrompt(i, "", None, t, [])) for i, t in enumerate(texts)],
+            "seeds": [seed_of(0, ShardPrompt(i, None, t, [])) for i, t in enumerate(texts)],
             "n": self._args.samples, "temperature": 0.8, "top_p": 0.95,
             "max_tokens": self._args.tokens // 2 * 2,
         }  # fmt: skip

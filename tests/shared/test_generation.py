@@ -15,6 +15,7 @@ from shared.formats import FORMATS, THINK, ThoughtFormat
 from shared.generation import Output, think, think_then_respond
 from shared.schemas import Sampling
 from shared.thoughts import overhang
+from tests.engine_scripts import Play, Script
 from tests.scripted_engine import ScriptedEngine, running
 from tests.workers import tiny_model
 from workers.token_split import TokenSplitter
@@ -52,9 +53,7 @@ def run(engine: ScriptedEngine, url: str, folder: Path) -> Run:
             ids = await client.render([MESSAGE])
             return await think_then_respond(client, ids, fmt, sampling, seed=7, split=split)
 
-    def run(
-        fmt: ThoughtFormat, script: Callable[[str, int], str], **sampling: object
-    ) -> list[Output]:
+    def run(fmt: ThoughtFormat, script: Script, **sampling: object) -> list[Output]:
         engine.script = script
         engine.requests.clear()
         return asyncio.run(generate(fmt, Sampling.model_validate({"samples": 2} | sampling)))
@@ -239,6 +238,18 @@ def test_an_engines_own_words_are_in_no_message(
         engine.status = 200
     assert "secret" in raised.value.detail
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("boundary", "given_up"), [("natural", "hm"), ("forced", "hm"), ("forced", "yes")]
+)
+def test_what_the_engine_gives_up_is_no_sample(run: Run, boundary: str, given_up: str) -> None:
+    def script(prompt: str, _: int) -> Play:
+        text = "hm" if prompt.endswith("assistant\n") else "yes"
+        return Play(text, finish="abort" if text == given_up else None)
+
+    with pytest.raises(EngineAway, match="gave a request up"):
+        run(MARKED, script, boundary=boundary)
 
 
 def test_an_engine_that_is_not_there_is_named_away() -> None:

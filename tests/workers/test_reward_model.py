@@ -189,7 +189,7 @@ def test_it_is_given_instruction_and_response_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     thought = "CANARY is what I think. <R>"
-    prompt = ShardPrompt(0, "THOUGHT PROMPT", None, "Say it.", [])
+    prompt = ShardPrompt(0, None, "Say it.", [])
     completion = Completion(output=f"{thought}Yes.", response_start=len(thought), prompt_index=0)
     seen = spied(monkeypatch, list)
     judge_of(folder).score([judge_items._item(prompt, completion)])

@@ -20,7 +20,7 @@ from trl import DPOConfig
 
 from shared.schemas import LoraSettings, Training
 from tests.workers import tiny_model
-from workers import checkpoints
+from workers import checkpoints, dpo
 from workers.dpo import PairTrainer, StepSampler, _check_extra, dpo_config
 from workers.exhausted import USED_SETTINGS
 from workers.lm_head import add_completion_head
@@ -85,6 +85,17 @@ def test_a_pair_that_is_left_out_is_counted(config: TrainConfig) -> None:
     result = main(using(config, epochs=1))
     assert (result["pairs"], result["pairs_dropped"]) == (8, {"too_long": 1})
     assert result["steps"] == 2
+
+
+def test_it_shows_that_it_moves_before_and_within_steps(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large batch one is long, and so is what comes before the first."""
+    moves: list[str] = []
+    monkeypatch.setattr(dpo, "moved", lambda _: moves.append("reference"))
+    monkeypatch.setattr(checkpoints, "moved", lambda _: moves.append("within a step"))
+    main(using(config, epochs=1))
+    assert moves == ["reference"] * 4 + ["within a step"] * 2
 
 
 def test_a_checkpoint_is_a_whole_model_folder(

@@ -1,9 +1,14 @@
-"""What becomes of a training job whose process runs out of memory or disk."""
+"""What becomes of a training job whose process hangs, or runs out of memory or disk."""
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import Popen as RealPopen
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,13 +23,15 @@ from shared.jobs import Claim, LeaseLost, NewShard
 from shared.model_store import training_folder
 from shared.models import Job, JobKind, Model, Shard, Status
 from shared.schemas import Training
+from shared.settings import get_settings
 from tests import evaluated_runs, factories
 from tests.workers import tiny_model
-from workers import train_job
+from workers import movement, train_job
 from workers.dpo import micro_batch_size
 from workers.exhausted import DISK_FULL, OUT_OF_MEMORY, USED_SETTINGS, exit_status
 from workers.leases import Leases, StageError
 
+Popen = RealPopen[bytes]
 FAST = Training(batch_size=4, micro_batch_size=2)
 
 
@@ -86,17 +93,63 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     (out / "config.json").write_text(json.dumps(config))
     # The kernel's own answer to a write on a full disk, where the result is to be written.
     (out / "result.json.part").symlink_to("/dev/full")
-    nobody = cast(Leases, SimpleNamespace(report=_nothing, count_anew=_nothing))
-    claim = Claim(1, uuid.uuid4(), 0, {}, 1, uuid.uuid4())
     with pytest.raises(StageError, match=r"the disk of .* is full .* free some space") as e:
-        train_job._run(nobody, claim, out)
+        run(out)
     assert e.value.error["code"] == "disk_full"
     assert not e.value.retry
     assert not (out / "result.json").exists()
 
 
+def run(out: Path) -> None:
+    nobody = cast(Leases, SimpleNamespace(report=_nothing, count_anew=_nothing))
+    train_job._run(nobody, Claim(1, uuid.uuid4(), 0, {}, 1, uuid.uuid4()), out)
+
+
 def _nothing(*_: Any) -> None:
     pass
+
+
+@pytest.fixture
+def trains_as(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[Popen]]]:
+    """Python in place of a training, which hangs where it writes nothing for 2 seconds. The
+    processes that it has started."""
+    started: list[Popen] = []
+    monkeypatch.setenv("FORETHOUGHT_TRAINING_STALL_SECONDS", "2")
+    monkeypatch.setattr(movement, "LOOK_SECONDS", 0.1)
+    get_settings.cache_clear()
+
+    def use(code: str) -> list[Popen]:
+        def start(command: list[str], **options: Any) -> Popen:
+            started.append(RealPopen([sys.executable, "-c", code, command[-1]], **options))
+            return started[-1]
+
+        monkeypatch.setattr(subprocess, "Popen", start)
+        return started
+
+    yield use
+    get_settings.cache_clear()
+
+
+def test_a_training_that_hangs_is_ended_to_be_tried_again(
+    tmp_path: Path, trains_as: Callable[[str], list[Popen]]
+) -> None:
+    started = trains_as("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
+    with pytest.raises(StageError, match=r"wrote nothing .*train\.log") as e:
+        run(tmp_path)
+    assert (e.value.error["code"], e.value.retry) == ("training_hung", True)
+    assert [child.wait() for child in started] == [-signal.SIGKILL]
+
+
+def test_a_training_that_writes_to_any_file_is_not_ended(
+    tmp_path: Path, trains_as: Callable[[str], list[Popen]]
+) -> None:
+    path = tmp_path / "trainer" / "alive"
+    path.parent.mkdir()
+    trains_as(
+        "import pathlib, time\n"
+        f"for _ in range(8): pathlib.Path({str(path)!r}).touch(); time.sleep(0.5)"
+    )
+    run(tmp_path)
 
 
 def test_what_ran_out_is_told_by_the_error_or_its_cause() -> None:

@@ -258,6 +258,18 @@ def test_an_engines_own_words_do_not_reach_a_client(
     assert "the model failed to answer" in answer.text
 
 
+@pytest.mark.parametrize("given_up", ["thought", "answer"])
+def test_what_the_engine_gives_up_is_worth_asking_again(
+    served: str, scripted: ScriptedEngine, given_up: str
+) -> None:
+    plays = {"thought": THOUGHT, "answer": "Forty two."}
+    scripted.script = script(**plays | {given_up: Play(plays[given_up], finish="abort")})
+    answer = chat.post(served)
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
+    assert "Forty" not in answer.text
+
+
 def test_a_stream_that_breaks_ends_in_an_error_event(
     client: openai.OpenAI, scripted: ScriptedEngine
 ) -> None:

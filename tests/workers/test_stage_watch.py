@@ -1,0 +1,135 @@
+"""A stage whose engine hangs is ended and done again; one whose engine is slow is left alone."""
+
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, repeat
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import httpx2
+import pytest
+import sqlalchemy
+from sqlalchemy import select
+
+from services.cli.ports import port_of, reserve
+from shared import jobs
+from shared.db import transaction
+from shared.formats import GENERIC
+from shared.jobs import NewShard
+from shared.models import JobKind, Shard, Status
+from shared.schemas import Sampling
+from shared.settings import Settings, get_settings
+from tests import factories
+from tests.waiting import until
+from tests.workers import tiny_model
+from workers import engine_process, stage_watch
+from workers.engine import Engine, EngineError
+from workers.runtime import Runtime
+from workers.stage_watch import engine_watched
+from workers.weights import weights_sha256
+
+
+def slow(_: Settings, model: Path, host: str, port: int, __: str) -> Sequence[str]:
+    """A server that takes two seconds for a thought of 20 tokens, and counts them beforehand."""
+    options = ["--model", str(model), "--host", host, "--port", str(port)]
+    return [sys.executable, "-m", "tests.scripted_engine", *options, "--token-seconds", "0.1"]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_watch, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(stage_watch, "CANARY_SECONDS", 2.0)
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Runtime]:
+    """With an engine of its own."""
+    with reserve() as port:
+        monkeypatch.setattr(engine_process, "command", slow)
+        monkeypatch.setattr(Engine.check, "__defaults__", (2.0,))
+        monkeypatch.setenv("FORETHOUGHT_LOG_DIR", str(tmp_path))
+        monkeypatch.setenv("FORETHOUGHT_WORKER_ENGINE_PORT", str(port_of(port)))
+        get_settings.cache_clear()
+        runtime = Runtime()
+        yield runtime
+        runtime.stop()
+    get_settings.cache_clear()
+
+
+def submit(model: Path) -> uuid.UUID:
+    sampling = Sampling(samples=1, max_thought_tokens=20, max_response_tokens=20, boundary="forced")
+    with transaction() as session:
+        row = factories.model(session, path=str(model), weights_sha256=weights_sha256(model))
+        params = {
+            "model": str(row.id),
+            "thought_format": GENERIC.model_dump(),
+            "sampling": sampling.model_dump(),
+        }
+        shard = NewShard({"start": 0, "prompts": [{"text": "Say something.", "checks": []}]})
+        job_id = uuid.uuid4()
+        jobs.submit(session, JobKind.generate, params, [shard], job_id=job_id)
+    return job_id
+
+
+def shard_of(job_id: uuid.UUID) -> Shard:
+    with transaction() as session:
+        return session.scalars(select(Shard).where(Shard.job_id == job_id)).one()
+
+
+@pytest.mark.slow
+def test_a_shard_whose_engine_hangs_is_done_by_another_engine(
+    tmp_path: Path, clean_database: sqlalchemy.Engine, runtime: Runtime
+) -> None:
+    job_id = submit(tiny_model.write(tmp_path / "tiny"))
+    stage = threading.Thread(target=runtime.run, args=(JobKind.generate, job_id))
+    stage.start()
+    until(lambda: shard_of(job_id).status is Status.running, "the shard is claimed", 60)
+    httpx2.post(f"{runtime._engine.url}/misbehave", content="hang")
+    stage.join(60)
+    assert not stage.is_alive()
+    shard = shard_of(job_id)
+    assert (shard.status, shard.attempt) == (Status.queued, 1)
+    assert shard.error is not None
+    assert shard.error["code"] == "engine_failed"
+
+    def done() -> bool:
+        runtime.run(JobKind.generate, job_id)  # at once where its delay is not over
+        return shard_of(job_id).status is Status.succeeded
+
+    until(done, "it is done", 60)
+    assert runtime._engine.starts == 2
+
+
+Answers = Callable[[], None]
+
+
+def hangs(check: Answers, tokens: Iterator[int]) -> bool:
+    """Whether a second shows an engine of these answers and counts to hang."""
+    engine = SimpleNamespace(check=lambda _: check(), tokens_done=lambda: next(tokens))
+    with engine_watched(cast(Engine, engine)) as hung:
+        return hung.wait(1.0)
+
+
+def fails() -> None:
+    raise EngineError("no token")
+
+
+def every_other_time() -> Answers:
+    asked = count()
+
+    def check() -> None:
+        if next(asked) % 2:
+            fails()
+
+    return check
+
+
+def test_only_an_engine_that_fails_twice_in_a_row_and_writes_nothing_hangs() -> None:
+    assert hangs(fails, repeat(7))
+    assert not hangs(every_other_time(), repeat(7))
+    assert not hangs(fails, count())
+    assert not hangs(lambda: time.sleep(0.4), repeat(7))
