@@ -66,6 +66,17 @@ class Choice:
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
+    def truncated(self) -> bool:
+        """Of a whole sample: whether a token limit cut it.
+
+        Raises:
+            EngineAway: the engine gave it up (`abort`), as for weights that take the place of its
+                own: what was cut off anywhere is no sample.
+        """
+        if self.finish_reason not in ("stop", "length"):
+            raise EngineAway("the engine gave a request up", retry_after=5)
+        return self.finish_reason == "length"
+
 
 async def pieces(content: aiohttp.StreamReader) -> AsyncIterator[Choice]:
     """Of a stream of server-sent events; what arrives together is one piece."""
@@ -101,16 +112,8 @@ def has_ids(chat_answer: dict[str, Any]) -> bool:
 
 
 def choices(answer: dict[str, Any]) -> list[Choice]:
-    """Of a whole answer of either route, in order of their index.
-
-    Raises:
-        EngineAway: it gave one up (`abort`), as for weights that take the place of these: what was
-            cut off anywhere is no sample.
-    """
-    found = [_choice(c) for c in sorted(answer["choices"], key=lambda c: int(c["index"]))]
-    if not all(choice.finish_reason in ("stop", "length") for choice in found):
-        raise EngineAway("the engine gave a request up", retry_after=5)
-    return found
+    """Of a whole answer of either route, in order of their index."""
+    return [_choice(c) for c in sorted(answer["choices"], key=lambda c: int(c["index"]))]
 
 
 def _choice(c: dict[str, Any]) -> Choice:

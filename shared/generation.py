@@ -177,7 +177,7 @@ async def _two_phases(
             prompt_tokens=len(prompt_ids),
             thought_tokens=thought.tokens,
             response_tokens=len(response.token_ids),
-            truncated=response.finish_reason == "length",
+            truncated=response.truncated(),
             forced=thought.forced,
             seed=seed + k,
         )
@@ -215,7 +215,7 @@ async def _one_pass(
                 prompt_tokens=len(prompt_ids),
                 thought_tokens=thought_tokens,
                 response_tokens=len(choice.token_ids) - thought_tokens,
-                truncated=choice.finish_reason == "length",
+                truncated=choice.truncated(),
                 forced=False,
                 seed=seed + k,
             )

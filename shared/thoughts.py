@@ -43,7 +43,7 @@ async def close(vocabulary: Vocabulary, choice: Choice, marker: str) -> Thought:
     completes a marker may run past it: white space there is kept, since it belongs neither to the
     thought nor to the response; anything else is cut off.
     """
-    generated = len(choice.token_ids)
+    generated, truncated = len(choice.token_ids), choice.truncated()
     at = choice.text.find(marker)
     if at >= 0:
         text = choice.text[: at + len(marker)]
@@ -55,7 +55,7 @@ async def close(vocabulary: Vocabulary, choice: Choice, marker: str) -> Thought:
         return Thought(ids, text, generated, forced=False)
 
     ids, text = choice.token_ids, choice.text
-    if choice.finish_reason == "stop" and ids:
+    if ids and not truncated:
         # The model's own end; a marker behind it would be in another turn.
         text = text.removesuffix(await vocabulary.short_text(ids[-1:]))
         ids = ids[:-1]
