@@ -333,6 +333,7 @@ class TestRemote:
             {"choices": [{"index": 0, "message": "Score: 1"}]},
             {"choices": [choice(["Score: 1"])]},
             {"choices": [choice(1)]},
+            {"choices": [choice("Score: 1", finish="abort")]},
             {"usage": "much"},
             {"usage": {"prompt_tokens": "many"}},
         ],

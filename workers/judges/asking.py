@@ -184,7 +184,10 @@ def _read(completion: Any) -> Answer:
 
 
 def _without_text(answer: Answer, finish_reason: str | None) -> Answer:
-    """What was cut off may have been about to say the opposite."""
+    """What was cut off may have been about to say the opposite. Raises `NoChoice` for what the
+    engine gave up."""
+    if finish_reason == "abort":
+        raise NoChoice
     why = {"length": "cut", "content_filter": "filtered"}.get(finish_reason or "")
     if why is None and not answer.text:
         why = "empty"
