@@ -31,14 +31,17 @@ def ask(
     most_tokens: int,
     waiting: Callable[[], None],
 ) -> ChatCompletion:
-    """One answer of at most `most_tokens`, its thought included; waits while the model is loading,
-    calling `waiting` each time it is told so."""
+    """The likeliest answer of at most `most_tokens`, its thought included; waits while the model is
+    loading, calling `waiting` each time it is told so."""
     deadline = time.monotonic() + LOADING_SECONDS
     with _readable_errors():
         while True:
             try:
                 return client.chat.completions.create(
-                    model=model, messages=messages, max_completion_tokens=most_tokens
+                    model=model,
+                    messages=messages,
+                    max_completion_tokens=most_tokens,
+                    temperature=0,
                 )
             except openai.InternalServerError as error:
                 if error.status_code != 503 or time.monotonic() > deadline:
