@@ -22,7 +22,7 @@ from workers.engine_admin import (
     EngineTimeout,
     SwapError,
 )
-from workers.engine_process import ServerProcess
+from workers.engine_process import STOP_SECONDS, ServerProcess
 
 __all__ = ["Engine", "EngineError", "EngineStartError", "ModelWeights", "SwapError"]
 
@@ -167,10 +167,17 @@ class Engine:
 
     def stop(self) -> None:
         """End the server with everything it started; also from beside an `ensure`, which fails."""
+        self._end(STOP_SECONDS)
+
+    def kill(self) -> None:
+        """`stop` for a server that does not work, and so would not leave when asked to."""
+        self._end(patience=0)
+
+    def _end(self, patience: float) -> None:
         process, self._process, self._serving = self._process, None, None
         if process is not None:
             self._was_short_of_memory |= process.ran_out_of_memory()
-            process.stop()
+            process.stop(patience)
 
     def close(self) -> None:
         """`stop`, for good."""
@@ -184,6 +191,7 @@ class Engine:
             self.check()
         except EngineError as error:
             log.warning("the engine does not answer its canary: %s", error)
+            self.kill()
             return False
         return True
 

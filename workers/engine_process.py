@@ -63,14 +63,14 @@ class ServerProcess:
         """None while it runs."""
         return -1 if self._process is None else self._process.poll()
 
-    def stop(self) -> None:
-        """End the whole group: a request to leave, then force."""
+    def stop(self, patience: float = STOP_SECONDS) -> None:
+        """End the whole group: a request to leave, and force after `patience` seconds."""
         if self._process is None:
             return
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, STOP_SECONDS)):
             self._signal(number)
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_SECONDS)
+                self._process.wait(seconds)
                 break
         self._signal(signal.SIGKILL)  # what its leader may have left behind
 

@@ -66,7 +66,7 @@ class Inference:
             self._serve(wanted)
         elif not self._healthy(serving):
             self._say_starting()
-            self._engine.stop()
+            self._engine.kill()
             self._serve(wanted)
 
     def _healthy(self, serving: ModelWeights) -> bool:

@@ -145,6 +145,8 @@ class Runtime:
             self._give_back(job_id, name, ENGINE_FAILED if hung.is_set() else code)
         else:
             self._fruitless.pop(job_id, None)
+        if hung.is_set():
+            self._engine.kill()
 
     def _wait(
         self, child: "subprocess.Popen[bytes]", job_id: uuid.UUID, name: str, hung: Event

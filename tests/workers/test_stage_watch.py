@@ -91,6 +91,7 @@ def test_a_shard_whose_engine_hangs_is_done_by_another_engine(
     httpx2.post(f"{runtime._engine.url}/misbehave", content="hang")
     stage.join(60)
     assert not stage.is_alive()
+    assert not runtime._engine.alive(), "the next stage would find it hung once more"
     shard = shard_of(job_id)
     assert (shard.status, shard.attempt) == (Status.queued, 1)
     assert shard.error is not None
