@@ -41,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["FORETHOUGHT_DATABASE_URL"] = Postgres(run_dir / "pg", run_dir).url
     os.environ["FORETHOUGHT_REDIS_URL"] = Valkey(run_dir).url
     os.environ["FORETHOUGHT_MODEL_STORE"] = str(run_dir / "models")
+    os.environ["FORETHOUGHT_LOG_DIR"] = str(run_dir)
     os.environ["FORETHOUGHT_SERVICE_KEY"] = SERVICE_KEY
     os.environ["HF_HUB_OFFLINE"] = "1"
     get_settings.cache_clear()

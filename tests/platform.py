@@ -51,7 +51,7 @@ class Platform:
 def platform(folder: Path, **settings: str) -> Iterator[Platform]:
     """A whole platform with servers of its own; ended processes are started again."""
     with pytest.MonkeyPatch.context() as patch:
-        for variable in ("DATABASE_URL", "REDIS_URL", "MODEL_STORE"):
+        for variable in ("DATABASE_URL", "REDIS_URL", "MODEL_STORE", "LOG_DIR"):
             patch.delenv(f"FORETHOUGHT_{variable}")
         for name, value in settings.items():
             patch.setenv(f"FORETHOUGHT_{name.upper()}", value)
