@@ -64,15 +64,12 @@ FROM python AS cpu
 # vLLM's kernels for CPUs ask for it.
 RUN apt-get update && apt-get install -y --no-install-recommends libnuma1 \
     && rm -rf /var/lib/apt/lists/*
-COPY requirements/install.sh requirements/embedded.lock requirements/
-COPY pyproject.toml LICENSE ./
-# The CPU build of torch where pip finds one: give the address of PyTorch's index of CPU wheels.
-ARG PIP_EXTRA_INDEX_URL
-# Without the source, a change of which then downloads nothing anew.
-RUN touch README.md && sh requirements/install.sh
+COPY requirements/cpu.lock requirements/
+# Torch's CPU build is there and not on PyPI. Whatever else it may have, the hashes choose.
+ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+RUN pip install --no-deps --require-hashes -r requirements/cpu.lock
 COPY --from=source / .
-RUN .venv/bin/python -m pip install --no-index --no-build-isolation --editable .
-ENV PATH=/app/.venv/bin:$PATH
+RUN pip install --no-index --no-build-isolation --editable .
 USER 10001:10001
 
 # --- vllm -----------------------------------------------------------------------------------------

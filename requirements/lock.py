@@ -16,6 +16,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 PROJECT = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]
+TORCH = "torch==2.13.0"
 EXTRAS = {
     "api": ["hub", "otel"],
     "trl": ["trl"],
@@ -24,7 +25,7 @@ EXTRAS = {
 BESIDE = {
     # An editable install needs its build backend, and takes nothing from an index.
     "api": ["setuptools>=77"],
-    "trl": ["setuptools>=77", "torch==2.13.0"],
+    "trl": ["setuptools>=77", TORCH],
     "vllm": ["setuptools>=77"],
 }
 ALONE = {
@@ -34,6 +35,8 @@ ALONE = {
 }
 HEADS = {
     "api": "Services, loop and migrations (image target api), Python 3.11.",
+    "cpu": "The demo without a GPU (image target cpu), Python 3.11: all of embedded.lock, and the CPU\n"
+    "# build of torch, which PyTorch's index has and PyPI has not.",
     "trl": "The training worker (image target trl), Python 3.11, with the torch that needs a GPU.",
     "vllm": "Engines, judges, and training on the same GPU (image target vllm), Python 3.12: what\n"
     "# vLLM's own image lacks.",
@@ -41,14 +44,19 @@ HEADS = {
 
 
 def main(role: str) -> None:
-    wanted = [*_requirements(EXTRAS[role]), *BESIDE[role]]
-    if role == "vllm":
-        brought = set(_resolve([f"vllm=={_vllm()}"], {}))
+    if role == "cpu":
+        # What embedded.lock keeps out stays out.
+        found = _resolve([*_embedded().values()], {}, "--no-deps")
+        index = _in_dockerfile(r"PIP_EXTRA_INDEX_URL=(\S+)")
+        found |= _resolve([f"{TORCH}+cpu"], {}, "--no-deps", "--index-url", index)
+    elif role == "vllm":
+        vllm = "vllm==" + _in_dockerfile(r"vllm-openai:v([\d.]+)")
+        brought = set(_resolve([vllm], {}))
         pins = {k: v for k, v in _embedded().items() if k not in brought}
-        found = _resolve([*wanted, f"vllm=={_vllm()}"], pins)
+        found = _resolve([*_requirements(role), vllm], pins)
         found = {name: pin for name, pin in found.items() if name not in brought}
     else:
-        found = _resolve(wanted, _embedded())
+        found = _resolve([*_requirements(role)], _embedded())
     if role in ALONE:
         found |= _resolve(ALONE[role], {}, "--no-deps")
     lines = [f"# {HEADS[role]}\n# Made by requirements/lock.py; Linux on x86-64 only."]
@@ -56,15 +64,15 @@ def main(role: str) -> None:
     (FOLDER / f"{role}.lock").write_text("\n".join(lines) + "\n")
 
 
-def _requirements(extras: list[str]) -> Iterator[str]:
+def _requirements(role: str) -> Iterator[str]:
     yield from PROJECT["dependencies"]
-    for extra in extras:
+    for extra in EXTRAS[role]:
         yield from PROJECT["optional-dependencies"][extra]
+    yield from BESIDE[role]
 
 
-def _vllm() -> str:
-    """The version of vLLM's image in the Dockerfile."""
-    found = re.search(r"vllm-openai:v([\d.]+)", (FOLDER.parent / "Dockerfile").read_text())
+def _in_dockerfile(pattern: str) -> str:
+    found = re.search(pattern, (FOLDER.parent / "Dockerfile").read_text())
     assert found is not None
     return found[1]
 

