@@ -16,7 +16,7 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared import broker, log
+from shared import broker, known_fields, log
 from shared.access import Guard
 from shared.db import AWAY, get_engine, is_full
 from shared.error_response import error_response
@@ -49,8 +49,9 @@ def create_app(
     """`uploads` are the paths that take a file, which may be larger than other bodies."""
     log.configure(service)
     app = _Api(title=f"Forethought: {service}", lifespan=lifespan, responses=ERRORS)
-    for router in (*routers, _health_router()):
-        app.include_router(router)
+    for router in routers:
+        app.include_router(router, dependencies=known_fields.checks(router))
+    app.include_router(_health_router())
     app.add_exception_handler(PlatformError, _platform_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -209,6 +209,15 @@ def test_an_upload_counts_its_prompts(client: TestClient) -> None:
     assert upload(client, json.dumps(LINE)).json()["error"]["code"] == "dataset_exists"
 
 
+def test_a_form_field_that_no_upload_has_is_named(client: TestClient) -> None:
+    form: dict[str, Any] = {"data": {"name": "mine", "splt": "train"}}
+    file = {"file": ("prompts.jsonl", io.BytesIO(json.dumps(LINE).encode()))}
+    answer = client.post("/datasets/upload", **form, files=file)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "splt", "unknown_field")
+    assert client.get("/datasets/mine").status_code == 404
+
+
 def test_of_two_uploads_of_a_name_at_once_the_later_is_a_conflict(client: TestClient) -> None:
     with ThreadPoolExecutor() as pool:
         with transaction() as session:
