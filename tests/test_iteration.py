@@ -212,7 +212,7 @@ def test_a_run_ends_with_the_iteration_that_fails(
 def test_a_prompt_longer_than_the_context_is_named(scripted: Scripted, field: str) -> None:
     long = {"text": "x" * 4000, "checks": [{"kind": "words", "at_most": 3}]}
     # The fourth is drawn at another place: prompts are shuffled.
-    prompts = [*(prompt(n) for n in range(3)), long, *(prompt(n) for n in range(3, 11))]
+    prompts = [*map(prompt, range(200, 203)), long, *map(prompt, range(203, 211))]
     scripted.engine.requests.clear()
     [iteration] = scripted.run(**{field: prompts})
     error = iteration["error"]

@@ -4,7 +4,7 @@ import random
 import uuid
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import ColumnElement, and_, func, insert, select
 from sqlalchemy.orm import Session
 
 from services.coordinator import datasets, events
@@ -18,6 +18,9 @@ from shared.schemas import IterationRequest
 
 Drawn = tuple[list[list[int]], list[int]]
 """Ids of training prompts, a list an iteration, and of validation prompts."""
+TEXT = func.hashtextextended(Prompt.text, 0)
+"""In place of a prompt's text, of which a dataset may hold a gigabyte. Of a million, two share a
+hash by chance once in 40 million times, and then one is left out."""
 
 
 def start_run(session: Session, request: IterationRequest) -> list[Iteration]:
@@ -121,34 +124,51 @@ def _draw(
 ) -> Drawn:
     """Fresh training prompts for each iteration, and the validation prompts they share.
 
-    Drawn by the sampling seed; prompts that made the base model are not taken again.
+    Drawn by the sampling seed, and told apart by their text, which may stand in both splits, or in
+    two datasets: what made the base model is not taken again, what is held out is not trained on.
     """
-    validation = _ids(session, request, dataset, Split.validation)
+    trained_on = _trained_on(session, seed_model)
+    validation = _ids(session, request, dataset, Split.validation, trained_on)
     if not validation:
         raise InvalidRequest(
-            f"dataset: {dataset.name!r} has no validation prompts", param="dataset"
+            f"dataset: {dataset.name!r} has no validation prompts that the base model has not been "
+            "trained on",
+            param="dataset",
         )
-    used = _used_by(session, seed_model)
-    fresh = [p for p in _ids(session, request, dataset, Split.train) if p not in used]
+    held_out = _texts(session, _of(dataset, Split.validation))
+    fresh = _ids(session, request, dataset, Split.train, trained_on | held_out)
     size = request.prompts_per_iteration or len(fresh) // request.count
     if size == 0 or size * request.count > len(fresh):
         whose = f"dataset {dataset.name!r}" if request.dataset else "the request"
         raise InvalidRequest(
             f"prompts_per_iteration: {request.count} iterations of {size or 1} prompts need "
             f"{(size or 1) * request.count}; {whose} has {len(fresh)} training prompts "
-            f"that the base model has not been trained on",
+            f"of different texts that are not held out and the base model has not been trained on",
             param="prompts_per_iteration",
         )
     chunks = [fresh[n * size : (n + 1) * size] for n in range(request.count)]
     return chunks, validation[: request.validation.prompts]
 
 
-def _ids(session: Session, request: IterationRequest, dataset: Dataset, split: Split) -> list[int]:
-    query = select(Prompt.id).where(Prompt.dataset_id == dataset.id, Prompt.split == split)
+def _ids(
+    session: Session, request: IterationRequest, dataset: Dataset, split: Split, not_of: set[int]
+) -> list[int]:
+    """Of one prompt of each text that is not among those. The same text with other checks is
+    another one: the verifier asks something else."""
     _refuse_unjudgeable(session, request, dataset, split)
-    ids = list(session.scalars(query.order_by(Prompt.position)))
+    query = select(func.min(Prompt.id), TEXT).where(_of(dataset, split))
+    query = query.group_by(TEXT, Prompt.checks).order_by(func.min(Prompt.position))
+    ids = [id_ for id_, text in session.execute(query) if text not in not_of]
     random.Random(f"{request.sampling.seed}:{split}").shuffle(ids)
     return ids
+
+
+def _texts(session: Session, which: ColumnElement[bool]) -> set[int]:
+    return set(session.scalars(select(TEXT).where(which)))
+
+
+def _of(dataset: Dataset, split: Split) -> ColumnElement[bool]:
+    return and_(Prompt.dataset_id == dataset.id, Prompt.split == split)
 
 
 def _refuse_unjudgeable(
@@ -185,19 +205,19 @@ def _inline(request: IterationRequest, position: int) -> str:
     return f"prompts.{position}" if position < train else f"validation_prompts.{position - train}"
 
 
-def _used_by(session: Session, model: Model) -> set[int]:
-    """Training prompts of the iterations that led to a model."""
+def _trained_on(session: Session, model: Model) -> set[int]:
+    """Texts of the prompts of the iterations that led to a model."""
     made_by = []
     current: Model | None = model
     while current is not None:
         made_by.append(current.job_id)
         current = session.get(Model, current.parent_id) if current.parent_id else None
-    query = (
+    prompts = (
         select(IterationPrompt.prompt_id)
         .join(Job, Job.iteration_id == IterationPrompt.iteration_id)
         .where(Job.id.in_(made_by), IterationPrompt.split == Split.train)
     )
-    return set(session.scalars(query))
+    return _texts(session, Prompt.id.in_(prompts))
 
 
 def _insert_prompts(

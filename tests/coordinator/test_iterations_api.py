@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import uuid
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,15 +76,32 @@ def test_a_run_draws_fresh_prompts_for_each_iteration(client: TestClient) -> Non
     assert not set(held_out.pop()) & {p for ids in drawn for p in ids}
 
 
+def trained(iteration_id: str) -> None:
+    """The model `next`, that the iteration has made of the seed."""
+    with transaction() as session:
+        seed = session.scalars(select(Model).where(Model.name == "seed")).one()
+        job_id = uuid.uuid4()
+        values = {"kind": JobKind.train, "status": Status.succeeded, "params": {}}
+        session.add(Job(id=job_id, iteration_id=uuid.UUID(iteration_id), **values))
+        session.flush()
+        factories.model(session, name="next", parent_id=seed.id, job_id=job_id)
+
+
+def texts_of(iteration_id: str, split: Split) -> list[str]:
+    with transaction() as session:
+        drawn = Prompt.id.in_(prompts_of(iteration_id, split))
+        return sorted(session.scalars(select(Prompt.text).where(drawn)))
+
+
+def jsonl(train: Iterable[str], validation: Iterable[str], **of_each: Any) -> str:
+    rows = [LINE | of_each | {"text": t} for t in train]
+    rows += [LINE | of_each | {"text": t, "split": "validation"} for t in validation]
+    return "\n".join(map(json.dumps, rows))
+
+
 def test_prompts_that_made_the_base_model_are_not_taken_again(client: TestClient) -> None:
     first = client.post("/iterations", json=BODY | {"prompts_per_iteration": 4}).json()
-    with transaction() as session:
-        seed = session.scalars(select(Model)).one()
-        values = {"kind": JobKind.train, "status": Status.succeeded, "params": {}}
-        session.add(Job(id=uuid.uuid4(), iteration_id=uuid.UUID(first["id"]), **values))
-        session.flush()
-        made_by = session.scalars(select(Job.id).where(Job.kind == JobKind.train)).one()
-        factories.model(session, name="next", parent_id=seed.id, job_id=made_by)
+    trained(first["id"])
     used = set(prompts_of(first["id"], Split.train))
     second = client.post("/iterations", json=BODY | {"base_model": "next"}).json()
     assert not used & set(prompts_of(second["id"], Split.train))
@@ -91,6 +109,41 @@ def test_prompts_that_made_the_base_model_are_not_taken_again(client: TestClient
         "/iterations", json=BODY | {"base_model": "next", "prompts_per_iteration": 3}
     )
     assert refused.json()["error"]["param"] == "prompts_per_iteration"
+
+
+def test_equal_texts_are_one_prompt_and_what_is_held_out_stays_so(client: TestClient) -> None:
+    assert upload(client, jsonl("abbac", "cdd")).status_code == 201
+    body = BODY | {"dataset": "mine"}
+    started = client.post("/iterations", json=body).json()
+    assert texts_of(started["id"], Split.train) == ["a", "b"]
+    assert texts_of(started["id"], Split.validation) == ["c", "d"]
+    assert started["config"]["prompts_per_iteration"] == 2
+    error = client.post("/iterations", json=body | {"prompts_per_iteration": 3}).json()["error"]
+    assert "has 2 training prompts of different texts" in error["message"]
+
+
+def test_texts_that_made_the_base_model_are_known_in_another_dataset(client: TestClient) -> None:
+    upload(client, jsonl("abc", "d"), "first")
+    made = client.post("/iterations", json=BODY | {"dataset": "first"}).json()
+    trained(made["id"])
+    upload(client, jsonl("bde", "cf", category="other"), "second")
+    body = BODY | {"base_model": "next", "dataset": "second"}
+    started = client.post("/iterations", json=body).json()
+    assert texts_of(started["id"], Split.train) == ["d", "e"], "d was held out, not trained on"
+    assert texts_of(started["id"], Split.validation) == ["f"]
+    upload(client, jsonl("g", "abc"), "third")
+    error = client.post("/iterations", json=body | {"dataset": "third"}).json()["error"]
+    assert error["param"] == "dataset"
+    assert "no validation prompts that the base model has not been trained on" in error["message"]
+
+
+def test_a_text_with_other_checks_is_another_prompt_of_its_split(client: TestClient) -> None:
+    other = [{"kind": "words", "at_least": 5}]
+    both = jsonl("ab", "c") + "\n" + jsonl("ac", "c", checks=other)
+    assert upload(client, both).status_code == 201
+    started = client.post("/iterations", json=BODY | {"dataset": "mine"}).json()
+    assert texts_of(started["id"], Split.train) == ["a", "a", "b"]
+    assert texts_of(started["id"], Split.validation) == ["c", "c"]
 
 
 def test_the_same_key_gives_the_same_iteration_and_another_body_is_refused(
@@ -195,7 +248,8 @@ def test_the_verifier_names_the_inline_prompt_without_checks(
 
 
 def test_too_few_inline_prompts_are_said_to_be_the_requests(client: TestClient) -> None:
-    body = {"name": "inline", "base_model": "seed", "prompts": [LINE], "validation_prompts": [LINE]}
+    body = {"name": "inline", "base_model": "seed", "prompts": [LINE]}
+    body["validation_prompts"] = [LINE | {"text": "Name a sea."}]
     error = client.post("/iterations", json=body | {"count": 2}).json()["error"]
     assert error["param"] == "prompts_per_iteration"
     assert "the request has 1 training prompts" in error["message"]
