@@ -90,7 +90,7 @@ class Response:
             "store": False,
             "temperature": request.temperature,
             "text": request.text.model_dump(by_alias=True, exclude_none=True),
-            "tool_choice": "auto",
+            "tool_choice": request.tool_choice,
             "tools": [],
             "top_p": request.top_p,
             "truncation": "disabled",

@@ -16,7 +16,16 @@ from services.coordinator.chat.schema import (
 )
 from shared.schemas import Effort
 
-UNSUPPORTED = ("tools", "previous_response_id", "conversation", "background", "prompt")
+UNSUPPORTED = (
+    *("tools", "top_logprobs", "previous_response_id", "conversation", "background", "prompt"),
+    "moderation",
+)
+OF_CHAT = (
+    *("messages", "max_tokens", "max_completion_tokens", "max_thought_tokens", "reasoning_effort"),
+    *("n", "stop", "seed", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs"),
+    "response_format",
+)
+"""What chat completions take, and responses by another name or not at all."""
 
 
 class InputMessage(Lenient):
@@ -62,17 +71,23 @@ class ResponsesRequest(Lenient):
     text: TextOptions = Field(default_factory=TextOptions)
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    tool_choice: Literal["none", "auto"] = "auto"
+    include: list[str] = Field(default_factory=list, max_length=100)
+    """Of what is not there nothing can be included; only log-probabilities would be."""
     metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
     stream: bool = False
 
     @model_validator(mode="before")
     @classmethod
-    def _stateless(cls, data: Any) -> Any:
+    def _supported(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        for field in UNSUPPORTED:
-            if data.get(field):
-                raise ValueError(f"{field}: is not supported; use chat completions")
+        of_chat = ChatRequest.model_fields
+        asked = [name for name in UNSUPPORTED if data.get(name)]
+        asked += [n for n in OF_CHAT if data.get(n) not in (None, of_chat[n].default)]
+        if asked:
+            hint = "; use chat completions" if asked[0] in of_chat else ""
+            raise ValueError(f"{asked[0]}: is not supported{hint}")
         return data
 
     @model_validator(mode="after")
@@ -83,6 +98,8 @@ class ResponsesRequest(Lenient):
             raise ValueError(f"input: holds more than {MOST_MESSAGES} messages with instructions")
         if self.text.format.type == "json_schema" and self.text.format.schema_ is None:
             raise ValueError("text.format.schema: is required with this type")
+        if "message.output_text.logprobs" in self.include:
+            raise ValueError("include: logprobs are not supported; use chat completions")
         return self
 
     @property

@@ -20,7 +20,7 @@ from shared.schemas import Effort
 from shared.strict import checked
 
 MOST_MESSAGES = 1000
-UNSUPPORTED = ("functions", "audio", "web_search_options", "prediction")
+UNSUPPORTED = ("functions", "audio", "web_search_options", "prediction", "moderation")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 JsonObject = dict[str, Any]
 

@@ -173,6 +173,7 @@ def test_models_are_listed_by_version_and_name(client: openai.OpenAI) -> None:
         ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop"),
         ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema"),
         ({"functions": [{"name": "f"}]}, 400, "functions"),
+        ({"moderation": {"model": "m"}}, 400, "moderation"),
         # Of a union, the type that fits best says what is wrong.
         ({"stop": 5}, 400, "stop"),
         ({"stop": ["a", 5]}, 400, "stop.1"),

@@ -90,6 +90,20 @@ def test_a_stream_that_fails_says_so(client: openai.OpenAI, scripted: ScriptedEn
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "add"}}, "tool_choice"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"moderation": {"model": "m"}}, "moderation"),
+        ({"stop": ["x"]}, "stop"),
+        ({"seed": 0}, "seed"),
+        ({"n": 2}, "n"),
+        ({"max_tokens": 5}, "max_tokens"),
+        ({"max_thought_tokens": 0}, "max_thought_tokens"),
+        ({"reasoning_effort": "none"}, "reasoning_effort"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logprobs": True}, "logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"input": []}, "input"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
         ({"input": [{"role": "user", "content": [IMAGE]}]}, "input.0.content"),
@@ -114,6 +128,28 @@ def test_what_it_does_not_do_is_named(
     answer = httpx2.post(f"{served}/v1/responses", content=body, headers=headers)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param, answer.text
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"tools": [], "tool_choice": "none", "parallel_tool_calls": False, "max_tool_calls": 1},
+        {"background": False, "previous_response_id": None, "top_logprobs": 0},
+        {"n": 1, "seed": None, "frequency_penalty": 0, "logprobs": False},
+        {"include": ["reasoning.encrypted_content"], "reasoning": {"summary": "auto"}},
+        {"user": "u", "store": True, "service_tier": "auto", "safety_identifier": "u"},
+        {"prompt_cache_key": "k", "truncation": "auto", "text": {"verbosity": "low"}},
+        {"stream_options": {"include_obfuscation": False}, "a_field_of_next_month": [1]},
+    ],
+)
+def test_what_asks_for_nothing_changes_nothing(
+    served: str, scripted: ScriptedEngine, field: dict[str, Any]
+) -> None:
+    scripted.script = script("Yes.")
+    body = {"model": "demo", "input": "Sure?"} | field
+    answer = httpx2.post(f"{served}/v1/responses", json=body, headers=HEADERS)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["output"][0]["content"][0]["text"] == "Yes."
 
 
 def test_an_empty_schema_is_one(served: str, scripted: ScriptedEngine) -> None:
