@@ -6,6 +6,7 @@ EngineError(PlatformError)  502  it answered with an error
 """
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,17 +19,25 @@ DETAIL_BYTES = 2000
 
 
 class EngineError(PlatformError):
-    """The engine answered with an error. `detail` is the end of its own words: they may hold
-    what a model wrote, so they are in no message."""
+    """The engine answered with an error. `field` is the one that it names of its request, and
+    `detail` the end of its own words: they may hold what a model wrote, so they are in no
+    message."""
 
     status = 502
     code = "engine_failed"
 
     def __init__(
-        self, message: str, *, engine_status: int | None = None, detail: str = "", **kwargs: Any
+        self,
+        message: str,
+        *,
+        engine_status: int | None = None,
+        field: str | None = None,
+        detail: str = "",
+        **kwargs: Any,
     ) -> None:
         super().__init__(message, **kwargs)
         self.engine_status = engine_status
+        self.field = field
         self.detail = detail
 
 
@@ -155,6 +164,15 @@ def error_of(status: int, content: bytes) -> EngineError:
     return kind(
         f"the engine answered with status {status}",
         engine_status=status,
+        field=_field_of(content),
         detail=content[-DETAIL_BYTES:].decode(errors="replace"),
         retry_after=5 if status == 503 else None,
     )
+
+
+def _field_of(content: bytes) -> str | None:
+    """Of the whole request, such as `response_format`."""
+    with suppress(ValueError, LookupError, TypeError):
+        named = orjson.loads(content)["error"]["param"]
+        return str(named).removeprefix("body.").partition(".")[0] if named else None
+    return None

@@ -63,7 +63,8 @@ class ScriptedEngine:
     status: int = 200
     """Other than 200: what every generation is answered with."""
     refuses: str = ""
-    """A field of a generation request that is answered with status 400."""
+    """A field of a generation request that is answered with status 400. As vLLM does it, all but
+    a grammar is named."""
     chats_with_ids: bool = True
     """Not so in older ones."""
     token_seconds: float = 0.0
@@ -195,7 +196,8 @@ class ScriptedEngine:
         if self.status != 200:
             return PlainTextResponse("it failed over: secret thought", self.status)
         if self.refuses in body:
-            return JSONResponse({"error": {"message": "bad grammar"}}, 400)
+            param = None if self.refuses == "response_format" else self.refuses
+            return JSONResponse({"error": {"message": "it is bad: secret", "param": param}}, 400)
         if body.get("n", 1) > 1 and body.get("temperature", 1) < GREEDY_BELOW:
             return JSONResponse({"error": {"message": "n must be 1 when greedy"}}, 400)
         ids = self.prompt(body) if "messages" in body else body["prompt"]

@@ -173,17 +173,17 @@ class Turn:
         return room if limit is None else min(room, limit - thought.tokens)
 
     def _named(self, error: EngineRefused) -> PlatformError:
-        """The engine refuses a field that is handed on to it."""
+        """The engine refuses a field that is handed on to it. It names the field, of a grammar not
+        always; what else it says may hold what a model wrote."""
         request = self.request
-        handed_on = {
-            "tools": request.callable_tools,
-            "response_format": request.response_format.type != "text",
-            "logit_bias": request.logit_bias,
-        }
-        for name, given in handed_on.items():
-            if given:
-                return InvalidRequest(f"{name}: the engine cannot use it", param=name)
-        return without_detail(error)
+        ours: dict[str | None, str] = {"logit_bias": "logit_bias", "logprobs": "top_logprobs"}
+        if request.callable_tools or request.response_format.type != "text":
+            grammar = "tools" if request.callable_tools else "response_format"
+            ours |= {"response_format": grammar, None: grammar}
+        name = ours.get(error.field)
+        if name is None:
+            return without_detail(error)
+        return InvalidRequest(f"{name}: the engine cannot use it", param=name)
 
 
 async def prepare(request: ChatRequest, served: Served) -> Turn:

@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.coordinator.chat.served import QUESTION, SECRET, script
+from tests.coordinator.chat.served import QUESTION, SECRET, post, script
 from tests.scripted_engine import ScriptedEngine
 from tests.workers import tiny_model
 
@@ -95,14 +95,34 @@ def test_a_schema_is_for_the_answer_only(client: openai.OpenAI, scripted: Script
     assert phase2["response_format"] == schema
 
 
+@pytest.mark.parametrize("grammar", ["response_format", "tools"])
+@pytest.mark.parametrize(
+    ("refused", "named"),
+    [("response_format", None), ("logit_bias", "logit_bias"), ("logprobs", "top_logprobs")],
+)
 def test_what_the_engine_cannot_use_is_named(
-    client: openai.OpenAI, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+    served: str,
+    scripted: ScriptedEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    grammar: str,
+    refused: str,
+    named: str | None,
 ) -> None:
-    monkeypatch.setattr(scripted, "refuses", "response_format")
-    schema: Any = {"type": "json_schema", "json_schema": {"name": "A", "schema": {"type": "odd"}}}
-    with pytest.raises(openai.BadRequestError) as error:
-        client.chat.completions.create(model="demo", messages=QUESTION, response_format=schema)
-    assert error.value.param == "response_format"
+    monkeypatch.setattr(scripted, "refuses", refused)
+    grammars: dict[str, Any] = {"response_format": {"type": "json_object"}, "tools": TOOLS}
+    biased: dict[str, Any] = {"logit_bias": {"7": 5}, "logprobs": True, "top_logprobs": 5}
+    answer = post(served, **biased, **{grammar: grammars[grammar]})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == (named or grammar)
+    assert "secret" not in answer.text
+
+
+def test_what_the_engine_refuses_of_ours_is_not_blamed_on_the_client(
+    served: str, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripted, "refuses", "min_tokens")
+    answer = post(served, response_format={"type": "json_object"}, logit_bias={"7": 5})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (503, None)
 
 
 def test_logprobs_come_as_openais(client: openai.OpenAI, scripted: ScriptedEngine) -> None:
