@@ -2,9 +2,7 @@
 repeat; what is ours is written in the caller's transaction, which holds the iteration's row."""
 
 import uuid
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,14 +10,13 @@ from sqlalchemy import ColumnElement, and_, select, text
 from sqlalchemy.orm import Session
 
 from services.coordinator import evaluation, events, pipeline, report
+from services.coordinator.job_services import Services
 from services.coordinator.pairing import make_pairs
 from services.coordinator.state import checkpoints, config_of, job_id, read_state
-from shared.client import ServiceClient
 from shared.jobs import UNFINISHED
 from shared.lineage import lineage_of
 from shared.models import Evaluation, Iteration, Job, JobKind, Status
 from shared.schemas import GenerateRequest, JudgeRequest, TrainRequest
-from shared.settings import get_settings
 
 NO_SCORES = {
     "code": "no_scores",
@@ -28,35 +25,6 @@ NO_SCORES = {
     "message": "the judge gave no score to any validation response; GET /jobs/{id}/judgments of "
     "the judge service shows why, under details.reason",
 }
-
-
-@dataclass(frozen=True)
-class Services:
-    """Clients of the three job services."""
-
-    generate: ServiceClient
-    judge: ServiceClient
-    train: ServiceClient
-
-    @classmethod
-    def from_settings(cls) -> "Services":
-        s = get_settings()
-        key = s.service_key.get_secret_value() if s.service_key else ""
-        return cls._at(s.generate_url, s.judge_url, s.train_url, key)
-
-    @classmethod
-    @cache
-    def _at(cls, generate: str, judge: str, train: str, key: str) -> "Services":
-        return cls(*(ServiceClient(url, key) for url in (generate, judge, train)))
-
-    def for_job(self, kind: JobKind) -> ServiceClient:
-        match kind:
-            case JobKind.generate:
-                return self.generate
-            case JobKind.judge:
-                return self.judge
-            case JobKind.train | JobKind.register | JobKind.prune:
-                return self.train
 
 
 def advance(session: Session, services: Services, iteration: Iteration) -> bool:

@@ -9,8 +9,8 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from services.coordinator import events
-from services.coordinator.advance import Services
 from services.coordinator.baseline import baseline_of
+from services.coordinator.job_services import Services
 from services.coordinator.pipeline import STAGES
 from services.coordinator.progress import IterationProgress, progress_of
 from services.coordinator.start import start_run

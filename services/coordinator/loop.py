@@ -18,7 +18,8 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from services.coordinator import prune
-from services.coordinator.advance import Services, advance, fail, left_behind, stop_jobs
+from services.coordinator.advance import advance, fail, left_behind, stop_jobs
+from services.coordinator.job_services import Services
 from shared import broker, log, recovery
 from shared.db import AWAY, is_away, is_full, listen, transaction
 from shared.errors import PlatformError

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
-from services.coordinator.advance import Services
+from services.coordinator.job_services import Services
 from shared.idempotency import KeyHeader
 from shared.schemas import ModelRegistration, Promotion
 

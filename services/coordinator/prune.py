@@ -17,7 +17,7 @@ from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from services.coordinator import events
-from services.coordinator.advance import Services
+from services.coordinator.job_services import Services
 from services.coordinator.state import job_id
 from shared import audit, idempotency
 from shared.db import transaction

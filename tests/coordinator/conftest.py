@@ -4,8 +4,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
-from services.coordinator.advance import Services
 from services.coordinator.app import app
+from services.coordinator.job_services import Services
 from services.train.app import app as train
 from shared.client import ServiceClient
 from shared.db import transaction

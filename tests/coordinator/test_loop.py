@@ -10,7 +10,7 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from services.coordinator import evaluation, loop, state
-from services.coordinator.advance import Services
+from services.coordinator.job_services import Services
 from services.coordinator.loop import MOST_FAULTS, tick
 from services.coordinator.pipeline import Wait, next_step
 from shared.client import ServiceClient

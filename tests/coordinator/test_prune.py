@@ -10,8 +10,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, func, select, update
 
-from services.coordinator.advance import Services
 from services.coordinator.app import app
+from services.coordinator.job_services import Services
 from services.coordinator.loop import tick
 from services.coordinator.prune import Retention
 from services.coordinator.state import job_id
