@@ -17,6 +17,7 @@ WORDS = ("can't allocate memory", "not enough memory")
 """How torch says on a CPU that there is no memory left."""
 NO_SPACE = ("No space left on device", "os error 28", "iostream error", "unexpected pos ")
 """How libc, safetensors and, the last two, `torch.save` say that a disk is full."""
+VMSTAT = Path("/proc/vmstat")
 
 
 def exit_status(error: BaseException) -> int | None:
@@ -54,10 +55,10 @@ def disk_full_message(folder: Path) -> str:
     return f"the disk of {folder} is full ({free:.0f} MiB free); free some space and resume"
 
 
-def oom_kills(vmstat: Path = Path("/proc/vmstat")) -> int:
+def oom_kills() -> int:
     """How many processes the kernel has killed for memory since it started; 0 where unknown."""
     try:
-        fields = dict(line.split() for line in vmstat.read_text().splitlines())
+        fields = dict(line.split() for line in VMSTAT.read_text().splitlines())
     except OSError:
         return 0
     return int(fields.get("oom_kill", 0))

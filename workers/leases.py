@@ -25,12 +25,7 @@ class StageError(Exception):
     """A stage's failure as the job will show it. `retry` tells whether another attempt can help."""
 
     def __init__(
-        self,
-        message: str,
-        *,
-        code: str = "stage_failed",
-        param: str | None = None,
-        retry: bool = False,
+        self, message: str, *, code: str, param: str | None = None, retry: bool = False
     ) -> None:
         super().__init__(message)
         self.retry = retry

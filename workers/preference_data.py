@@ -36,7 +36,7 @@ FEATURES = Features(
 class TrainError(Exception):
     """A training that cannot be: `param` names the field of the request at fault."""
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
         self.message = message
         self.param = param

@@ -204,7 +204,7 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
         raise OutOfMemory
     if error_file.exists():
         error = json.loads(error_file.read_text())
-        raise StageError(error["message"], code="training_refused", param=error.get("param"))
+        raise StageError(error["message"], code="training_refused", param=error["param"])
     tail = (out / "train.log").read_text(errors="replace").splitlines()[-15:]
     raise StageError(
         f"the training ended with {child.returncode}; its last lines:\n" + "\n".join(tail),

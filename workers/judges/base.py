@@ -90,11 +90,9 @@ def _share(score: Score, others: Sequence[float | None]) -> Score:
     return Score(sum(wins) / len(wins), score.details | {"score": score.value}, score.counts)
 
 
-def finite(value: float, details: dict[str, Any] | None = None) -> Score:
+def finite(value: float) -> Score:
     """A score that can be reckoned with, or none: Postgres and means take NaN without a word."""
-    if math.isfinite(value):
-        return Score(value, details or {})
-    return Score(None, (details or {}) | {"reason": "not_finite"})
+    return Score(value) if math.isfinite(value) else Score(None, {"reason": "not_finite"})
 
 
 def by_instruction(items: Sequence[JudgeItem]) -> list[list[JudgeItem]]:
