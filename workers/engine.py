@@ -15,7 +15,6 @@ from workers import engine_metrics, engine_process
 from workers.architecture import architecture
 from workers.engine_admin import (
     CALL_SECONDS,
-    MODEL_NAME,
     EngineAdmin,
     EngineError,
     EngineStartError,
@@ -207,7 +206,7 @@ class Engine:
         settings = get_settings().model_copy(update={"max_num_seqs": self._max_num_seqs})
         started = time.monotonic()
         process = self._process = ServerProcess(
-            engine_process.command(settings, model.path, self._host, self._port, MODEL_NAME),
+            engine_process.command(settings, model.path, self._host, self._port),
             engine_process.environment(),
             engine_process.log_file(settings, self._log_name),
         )

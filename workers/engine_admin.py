@@ -11,7 +11,6 @@ CALL_SECONDS = 20.0
 PAUSE_SECONDS = 120.0
 """How long a swap waits for requests under way before it ends them."""
 SWAP_SECONDS = 600.0
-MODEL_NAME = "forethought"
 METRICS_SECONDS = 5.0
 TOKENS = ("vllm:prompt_tokens_total{", "vllm:generation_tokens_total{")
 REQUESTS = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")

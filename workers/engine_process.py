@@ -17,6 +17,8 @@ from pathlib import Path
 from shared.settings import Settings
 from workers.exhausted import oom_kills, tells_of_no_memory
 
+MODEL_NAME = "forethought"
+"""What requests call whichever model it serves."""
 STOP_SECONDS = 10.0
 TAIL_LINES = 20
 MIN_BATCHED_TOKENS = 4096
@@ -93,11 +95,11 @@ class ServerProcess:
         return self._log_file.read_text(errors="replace")
 
 
-def command(settings: Settings, model: Path, host: str, port: int, served_name: str) -> list[str]:
+def command(settings: Settings, model: Path, host: str, port: int) -> list[str]:
     return [
         sys.executable, "-W", "ignore::DeprecationWarning",
         *("-m", "vllm.entrypoints.openai.api_server"),
-        *("--served-model-name", served_name),
+        *("--served-model-name", MODEL_NAME),
         *("--host", host, "--port", str(port)),
         "--no-enable-log-requests", "--disable-uvicorn-access-log",
         *("--uvicorn-log-level", "warning"),

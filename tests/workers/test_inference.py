@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 NOTICE_SECONDS = 30.0
 
 
-def scripted(_: Settings, model: Path, host: str, port: int, __: str) -> Sequence[str]:
+def scripted(_: Settings, model: Path, host: str, port: int) -> Sequence[str]:
     options = ["--model", str(model), "--host", host, "--port", str(port), "--tokens", "40"]
     return [sys.executable, "-m", "tests.scripted_engine", *options]
 

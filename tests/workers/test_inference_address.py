@@ -33,8 +33,8 @@ def test_its_engine_listens_on_loopback_unless_told_otherwise(
 ) -> None:
     commands = []
 
-    def command(settings: Settings, model: Path, host: str, port: int, name: str) -> list[str]:
-        commands.append(real(settings, model, host, port, name))
+    def command(settings: Settings, model: Path, host: str, port: int) -> list[str]:
+        commands.append(real(settings, model, host, port))
         return [sys.executable, "-c", "exit(1)"]
 
     real = engine_process.command

@@ -33,7 +33,7 @@ from workers.stage_watch import engine_watched
 from workers.weights import weights_sha256
 
 
-def slow(_: Settings, model: Path, host: str, port: int, __: str) -> Sequence[str]:
+def slow(_: Settings, model: Path, host: str, port: int) -> Sequence[str]:
     """A server that takes two seconds for a thought of 20 tokens, and counts them beforehand."""
     options = ["--model", str(model), "--host", host, "--port", str(port)]
     return [sys.executable, "-m", "tests.scripted_engine", *options, "--token-seconds", "0.1"]

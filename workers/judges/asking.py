@@ -18,7 +18,7 @@ from pydantic import dataclasses as checked
 from shared.engine_answers import EngineError
 from shared.engine_client import KEEP_ALIVE_SECONDS
 from shared.settings import get_settings
-from workers.engine_admin import MODEL_NAME
+from workers.engine_process import MODEL_NAME
 from workers.leases import StageError
 
 ENGINE_SECONDS = 3600.0
