@@ -5,13 +5,7 @@ Datasets are validated against these on upload; `workers/judges/verifier.py` run
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    TypeAdapter,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from shared.strict import Strict
 
@@ -156,4 +150,3 @@ Check = Annotated[
     | Title,
     Field(discriminator="kind"),
 ]
-checks_adapter: TypeAdapter[list[Check]] = TypeAdapter(list[Check])
