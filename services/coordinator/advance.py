@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from services.coordinator import evaluation, events, pipeline, report
 from services.coordinator.job_services import Services
 from services.coordinator.pairing import make_pairs
-from services.coordinator.state import checkpoints, config_of, job_id, read_state
+from services.coordinator.state import config_of, job_id, read_state
 from shared.jobs import UNFINISHED
 from shared.lineage import lineage_of
 from shared.models import Evaluation, Iteration, Job, JobKind, Status
@@ -165,13 +165,9 @@ def _put(
 
 def _choose(session: Session, services: Services, iteration: Iteration) -> None:
     """The best checkpoint on validation becomes the model; report, promote by rule, finish."""
-    config, run = config_of(iteration), iteration.run_id
-    scored = [
-        (m.id, evaluation.scores(session, run, m.id))
-        for m in checkpoints(session, iteration)
-        if evaluation.exists(session, run, m.id)
-    ]
-    if not any(values for _, values in scored):
+    config = config_of(iteration)
+    scored = [(m.id, found) for m, found in evaluation.checkpoint_scores(session, iteration)]
+    if not any(found for _, found in scored):
         fail(session, iteration, NO_SCORES)
         return
     chosen = evaluation.best(scored)

@@ -8,9 +8,10 @@ from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
 from services.coordinator.scoring import interval
+from services.coordinator.state import checkpoints
 from services.coordinator.winrate import Sample, Samples
 from shared.judge_specs import judge_spec
-from shared.models import Completion, Evaluation, Iteration, Job, Judgment
+from shared.models import Completion, Evaluation, Iteration, Job, Judgment, Model
 
 Scores = Mapping[int, float]
 """Prompt id -> mean score over its samples."""
@@ -29,6 +30,16 @@ def scores(
         prompt_id: sum(floor if s.score is None else s.score for s in group) / len(group)
         for prompt_id, group in found.items()
     }
+
+
+def checkpoint_scores(session: Session, iteration: Iteration) -> list[tuple[Model, Scores]]:
+    """Those of the iteration's checkpoints that were evaluated, in the order of epochs."""
+    run_id = iteration.run_id
+    return [
+        (checkpoint, scores(session, run_id, checkpoint.id))
+        for checkpoint in checkpoints(session, iteration)
+        if session.get(Evaluation, (run_id, checkpoint.id)) is not None
+    ]
 
 
 def samples(session: Session, run_id: uuid.UUID, model_id: uuid.UUID) -> Samples:
@@ -128,7 +139,3 @@ def best(candidates: Sequence[tuple[uuid.UUID, Scores]]) -> uuid.UUID:
         return mean({p: s for p, s in candidate[1].items() if p in common or not common})
 
     return max(able, key=rank)[0]
-
-
-def exists(session: Session, run_id: uuid.UUID, model_id: uuid.UUID) -> bool:
-    return session.get(Evaluation, (run_id, model_id)) is not None

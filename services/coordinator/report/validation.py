@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from services.coordinator import evaluation
 from services.coordinator.report.outputs import outputs
-from services.coordinator.state import checkpoints, config_of
+from services.coordinator.state import config_of
 from services.coordinator.winrate import Duel, Samples, duels, duels_by_share, win_rate
 from shared.lineage import versions_of
 from shared.models import Evaluation, Iteration, IterationPrompt, Job, Prompt, Split
@@ -30,9 +30,8 @@ def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
     seed = evaluation.scores(session, run, iteration.seed_model_id)
     assert iteration.parent_model_id is not None
     parent = evaluation.scores(session, run, iteration.parent_model_id)
-    rows = checkpoints(session, iteration)
+    scored = evaluation.checkpoint_scores(session, iteration)
     compares = config_of(iteration).evaluating_judge.compares
-    scored = [m for m in rows if evaluation.exists(session, run, m.id)]
     return {
         "checkpoints": [
             {
@@ -40,10 +39,9 @@ def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
                 "model": str(m.id),
                 "score": evaluation.mean(found) if found else None,
             }
-            for m in scored
-            for found in (evaluation.scores(session, run, m.id),)
+            for m, found in scored
         ],
-        "chosen_epoch": next(m.epoch for m in rows if m.id == chosen_id),
+        "chosen_epoch": next(m.epoch for m, _ in scored if m.id == chosen_id),
         "score": evaluation.mean(chosen),
         # A comparing judge's scores need none: such an output loses a comparison, or ties.
         "floor": None if compares else evaluation.worst(session, run),
