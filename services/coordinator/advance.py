@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from sqlalchemy import ColumnElement, and_, select, text
 from sqlalchemy.orm import Session
 
-from services.coordinator import evaluation, events, pipeline, report
+from services.coordinator import evaluation, events, pipeline
 from services.coordinator.job_services import Services
 from services.coordinator.pairing import make_pairs
+from services.coordinator.report.build import build_report
 from services.coordinator.state import config_of, job_id, read_state
 from shared.jobs import UNFINISHED
 from shared.lineage import lineage_of
@@ -173,7 +174,7 @@ def _choose(session: Session, services: Services, iteration: Iteration) -> None:
     chosen = evaluation.best(scored)
     # A report on very many prompts computes for longer than a session may be idle.
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '30min'"))
-    built = report.build(session, iteration, chosen)
+    built = build_report(session, iteration, chosen)
     promoted = config.promote == "always" or (
         config.promote == "if_better" and built["validation"]["vs_seed"]["mean"] > 0
     )

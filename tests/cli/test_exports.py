@@ -18,7 +18,7 @@ from services.cli.client import Client
 from services.cli.datadir import DataDir
 from services.cli.main import app
 from services.coordinator.app import app as coordinator
-from services.coordinator.report import build
+from services.coordinator.report.build import build_report
 from services.train.app import app as train
 from shared.db import transaction
 from shared.formats import SPECIFIC
@@ -68,7 +68,7 @@ def iteration(clean_database: Engine, redis_url: str, monkeypatch: pytest.Monkey
         checkpoint = trained(session, row, TRAINING)
         evaluated(session, row, seed.id, SEED)
         evaluated(session, row, checkpoint.id, CHOSEN)
-        succeeded(session, row, checkpoint, build(session, row, checkpoint.id))
+        succeeded(session, row, checkpoint, build_report(session, row, checkpoint.id))
         return row.id
 
 

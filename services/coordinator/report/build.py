@@ -19,7 +19,7 @@ from services.coordinator.state import config_of, job_id
 from shared.models import Completion, Iteration, Job
 
 
-def build(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
+def build_report(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
     config, run = config_of(iteration), iteration.run_id
     steps = job_id(iteration.id, "generate"), job_id(iteration.id, "judge")
     return {

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.coordinator.report import build
+from services.coordinator.report.build import build_report
 from services.coordinator.report.validation import MOST_CATEGORIES, NOT_COMPARED
 from services.coordinator.winrate import INSEPARABLE
 from shared.models import Iteration, Job, Model, Prompt, Split
@@ -40,7 +40,7 @@ def report_of(session: Session, chosen: Any = CHOSEN, seed: Any = SEED, **given:
     checkpoint = trained(session, iteration, TRAINING)
     evaluated(session, iteration, model.id, seed)
     evaluated(session, iteration, checkpoint.id, chosen)
-    return build(session, iteration, checkpoint.id)
+    return build_report(session, iteration, checkpoint.id)
 
 
 def test_win_rates_count_a_response_above_none(session: Session) -> None:
@@ -74,7 +74,7 @@ def test_versions_are_those_of_validation(session: Session) -> None:
         job.result = (job.result or {}) | {"versions": {str(job.step).partition(":")[0]: "1"}}
     iteration = session.scalars(select(Iteration)).one()
     chosen = session.scalars(select(Model.id).where(Model.epoch == 1)).one()
-    found = build(session, iteration, chosen)["validation"]["versions"]
+    found = build_report(session, iteration, chosen)["validation"]["versions"]
     assert found == {"evaluate-generate": "1", "evaluate-judge": "1"}
 
 
@@ -200,7 +200,7 @@ def third_generation(session: Session, **given: Any) -> Any:
     evaluated(session, iteration, seed.id, [[Out(0.0)], [Out(0.0)]])
     evaluated(session, iteration, parent.id, [[Out(2.0)], [Out(0.0)]])
     evaluated(session, iteration, checkpoint.id, [[Out(1.0)], [Out(1.0)]])
-    return build(session, iteration, checkpoint.id)["validation"]["win_rate"]
+    return build_report(session, iteration, checkpoint.id)["validation"]["win_rate"]
 
 
 def test_a_parent_of_its_own_is_compared_with(session: Session) -> None:

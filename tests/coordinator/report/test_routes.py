@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, select, update
 
 from services.coordinator.app import app
-from services.coordinator.report import build
+from services.coordinator.report.build import build_report
 from services.coordinator.report.run_page import run_page
 from services.coordinator.winrate import INSEPARABLE
 from shared.db import transaction
@@ -86,7 +86,7 @@ def runs(client: TestClient) -> tuple[uuid.UUID, uuid.UUID, uuid.UUID]:
             checkpoint = trained(session, row, TRAINING)
             evaluated(session, row, seed.id, SEED)
             evaluated(session, row, checkpoint.id, outs)
-            succeeded(session, row, checkpoint, build(session, row, checkpoint.id))
+            succeeded(session, row, checkpoint, build_report(session, row, checkpoint.id))
         running(session, dataset, seed, run_id=thinking, number=2, config=CONFIG)
         ended = session.scalars(
             select(Iteration.id).where(Iteration.run_id == thinking, Iteration.number == 1)

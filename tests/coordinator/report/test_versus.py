@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from services.coordinator.report import build
+from services.coordinator.report.build import build_report
 from services.coordinator.report.versus import OWN_SEEDS
 from shared.formats import NONE
 from shared.models import Dataset, Model
@@ -28,7 +28,7 @@ def ended(
     checkpoint = trained(session, iteration, TRAINING)
     evaluated(session, iteration, seed.id, seed_outs)
     evaluated(session, iteration, checkpoint.id, outs)
-    report = build(session, iteration, checkpoint.id)
+    report = build_report(session, iteration, checkpoint.id)
     succeeded(session, iteration, checkpoint, report)
     return report
 
