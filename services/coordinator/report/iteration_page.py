@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from services.coordinator.report.markup import (
-    Json,
     document,
     judge_lines,
     notes,
@@ -15,7 +14,7 @@ from services.coordinator.report.markup import (
 )
 from services.coordinator.report.plot import Line, Point, plot
 from shared.figures import interval, number, reasons
-from shared.models import Iteration
+from shared.models import Iteration, Json
 
 WHOSE = {"training": "training samples", "validation": "validation", "seed": "seed on validation"}
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
 from shared.figures import interval
+from shared.models import Json
 
-Json = dict[str, Any]
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1c2321;background:#fbfaf7;max-width:1080px;
 margin:2rem auto;padding:0 1rem}

@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -10,9 +9,7 @@ from sqlalchemy.orm import Session
 from services.coordinator.baseline import baseline_of
 from services.coordinator.report.versus import thinking_vs_direct
 from shared.errors import NotFound
-from shared.models import Evaluation, Iteration
-
-Json = dict[str, Any]
+from shared.models import Evaluation, Iteration, Json
 
 
 def run_report(session: Session, run_id: uuid.UUID) -> Json:

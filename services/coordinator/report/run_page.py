@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 from services.coordinator.report.markup import (
-    Json,
     document,
     judge_lines,
     notes,
@@ -15,6 +14,7 @@ from services.coordinator.report.markup import (
 )
 from services.coordinator.report.plot import Line, Point, plot
 from shared.figures import interval, number
+from shared.models import Json
 
 RAW, CONTROLLED, THOUGHT, RESPONSE = "raw", "length_controlled", "thought_tokens", "response_tokens"
 RATES = (("raw", RAW), ("length-controlled", CONTROLLED))
