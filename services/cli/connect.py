@@ -4,6 +4,7 @@ import os
 
 from services.cli.client import Client
 from services.cli.datadir import DataDir
+from services.cli.ports import LOOPBACK
 from services.cli.stack import DEFAULT_PORT
 
 
@@ -20,4 +21,4 @@ def connect(data: DataDir) -> Client:
         key = data.read_key()
     if not key:
         key = os.environ.get("FORETHOUGHT_SERVICE_KEY")
-    return Client(url or f"http://127.0.0.1:{DEFAULT_PORT}", key)
+    return Client(url or f"http://{LOOPBACK}:{DEFAULT_PORT}", key)

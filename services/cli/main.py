@@ -56,7 +56,7 @@ def up(
         int | None,
         typer.Option(min=1, max=65535, help="Of the API; 8000, or another when that is taken."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
     quiet: Annotated[bool, typer.Option(help="Print warnings and errors only.")] = False,
 ) -> None:
     """Run the whole platform on this machine until Ctrl-C."""

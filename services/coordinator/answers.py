@@ -5,6 +5,7 @@ from typing import Literal
 
 from fastapi import APIRouter
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from services.coordinator.iterations import find
 from services.coordinator.state import format_of
@@ -60,7 +61,7 @@ def list_answers(
     return page_by_number(session, query, Completion, after, limit, read)
 
 
-def _evaluation(session: SessionDep, iteration: Iteration, whose: Whose) -> Evaluation:
+def _evaluation(session: Session, iteration: Iteration, whose: Whose) -> Evaluation:
     if iteration.pruned_at is not None:
         raise Gone(f"iteration {iteration.id} was pruned: its validation answers are gone")
     ids = {
