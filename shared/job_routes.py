@@ -83,7 +83,7 @@ def read_job(session: Session, job: Job) -> JobRead:
         progress=_progress(session, job),
         result=job.result,
         error=job.error,
-        created_at=unix(job.created_at) or 0,
+        created_at=unix(job.created_at),
         started_at=unix(job.started_at),
         finished_at=unix(job.finished_at),
     )

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar, TypeVarTuple
+from typing import Annotated, Any, Generic, Literal, TypeVar, TypeVarTuple, overload
 
 from fastapi import Query
 from pydantic import BaseModel
@@ -26,6 +26,10 @@ class Page(BaseModel, Generic[Item]):
     has_more: bool
 
 
+@overload
+def unix(moment: datetime) -> int: ...
+@overload
+def unix(moment: datetime | None) -> int | None: ...
 def unix(moment: datetime | None) -> int | None:
     """As OpenAI writes it."""
     return None if moment is None else int(moment.timestamp())

@@ -45,5 +45,5 @@ def _read(row: AuditEvent, key_name: str | None) -> AuditRead:
         subject=row.subject,
         data=row.data,
         request_id=row.request_id,
-        created_at=unix(row.created_at) or 0,
+        created_at=unix(row.created_at),
     )

@@ -41,7 +41,7 @@ def _read(row: Event) -> EventRead:
         type=row.type,
         message=row.message,
         data=row.data,
-        created_at=unix(row.created_at) or 0,
+        created_at=unix(row.created_at),
     )
 
 

@@ -70,7 +70,7 @@ def read(session: Session, row: Iteration) -> IterationRead:
         timings={stage: row.timings[stage] for stage in STAGES if stage in row.timings},
         report=row.report,
         error=row.error,
-        created_at=unix(row.created_at) or 0,
+        created_at=unix(row.created_at),
         started_at=unix(row.started_at),
         finished_at=unix(row.finished_at),
         pruned_at=unix(row.pruned_at),

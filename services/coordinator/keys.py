@@ -56,7 +56,7 @@ def _read(row: ApiKey) -> KeyRead:
         scopes=[scope for scope in Scope if scope in row.scopes],
         requests_per_minute=row.requests_per_minute,
         concurrent_requests=row.concurrent_requests,
-        created_at=unix(row.created_at) or 0,
+        created_at=unix(row.created_at),
         revoked_at=unix(row.revoked_at),
     )
 

@@ -76,7 +76,7 @@ def read_model(session: Session, model: Model) -> ModelRead:
             ThoughtFormat.model_validate(model.thought_format) if model.thought_format else None
         ),
         lineage=model.lineage,
-        created_at=unix(model.created_at) or 0,
+        created_at=unix(model.created_at),
         promoted_at=unix(model.promoted_at),
         thought_budgets=model.thought_budgets,
     )
