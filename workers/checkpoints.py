@@ -18,8 +18,8 @@ from workers import ranks
 from workers.model_folder import copy_tokenizer, write_aside, write_probe
 from workers.movement import moved
 from workers.preference_data import TrainError
-from workers.resume import WEIGHTS_SHA256, epoch_folder, seal
-from workers.weights import weights_files, weights_sha256
+from workers.resume import epoch_folder, seal
+from workers.weights import WEIGHTS_SHA256, weights_files, weights_sha256
 
 
 def trained_state(model: Any) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from workers.engine_admin import (
     SwapError,
 )
 from workers.engine_process import STOP_SECONDS, ServerProcess
+from workers.weights import PROBE_FILE
 
 __all__ = ["Engine", "EngineError", "EngineStartError", "ModelWeights", "SwapError"]
 
@@ -280,7 +281,7 @@ def _mean(a: Sequence[float], b: Sequence[float]) -> float:
 
 def _trained_probe(folder: Path) -> tuple[list[int], list[float]] | None:
     """Token ids and the log-probability of each but the first, as computed when they were saved."""
-    file = folder / "probe.json"
+    file = folder / PROBE_FILE
     if not file.exists():
         return None
     probe = json.loads(file.read_text())

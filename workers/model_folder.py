@@ -18,9 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from shared.formats import NATIVE, THINK, ThoughtFormat
 from workers.durable import fsync, sync
 from workers.model_files import ModelFolderError, check_files
-from workers.weights import weights_files
+from workers.weights import PROBE_FILE, weights_files
 
-PROBE_FILE = "probe.json"
 PROBE_TEXT = (
     "The quick brown fox jumps over the lazy dog. In 1969, people walked on the Moon for the first "
     "time; def main(): return 42"

@@ -9,13 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workers.durable import fsync, sync
-from workers.weights import weights_sha256
+from workers.weights import WEIGHTS_SHA256, weights_sha256
 
 log = logging.getLogger("workers.train")
 SEAL = "complete.json"
 """In a trainer checkpoint that was written to its end: the SHA-256 of each of its files."""
-WEIGHTS_SHA256 = "weights.sha256"
-"""In an epoch's model folder: the hash of its weights as they were written."""
 
 
 def seal(checkpoint: Path) -> None:

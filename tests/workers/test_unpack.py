@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.workers import tiny_model
 from workers.model_folder import write_probe
-from workers.resume import WEIGHTS_SHA256
 from workers.unpack import UnpackError, bundled_gguf, origin, unpack
-from workers.weights import weights_sha256
+from workers.weights import WEIGHTS_SHA256, weights_sha256
 
 pytestmark = pytest.mark.slow
 
