@@ -132,6 +132,7 @@ def test_what_an_iteration_may_be_resumed_from_stays() -> None:
     assert path_of(checkpoint(failed, 2)) is not None
 
 
+@pytest.mark.usefixtures("long_up")
 def test_a_kill_between_rows_and_folders_is_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
     [made] = ended(OK)
 
