@@ -19,6 +19,7 @@ from workers.model_folder import copy_tokenizer, write_aside, write_probe
 from workers.movement import moved
 from workers.preference_data import TrainError
 from workers.resume import epoch_folder, seal
+from workers.training_files import METRICS
 from workers.weights import WEIGHTS_SHA256, weights_files, weights_sha256
 
 
@@ -120,7 +121,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self._saved_at = time.monotonic()
         self._base = base
         self._out = out
-        self._metrics = out / "metrics.jsonl"
+        self._metrics = out / METRICS
         self._step_began = 0.0
         self._tokens = 0.0
 

@@ -8,10 +8,6 @@ from pathlib import Path
 OUT_OF_MEMORY = 72
 DISK_FULL = 73
 """Exit statuses of a process that ended so: a full disk takes no error file."""
-RANK_STATUS = "exit-status"
-"""In a training's folder: with what its first rank that failed has ended."""
-USED_SETTINGS = "settings.json"
-"""In a training's folder: its settings as they came to be used, should they turn out too large."""
 TORCHS = "OutOfMemoryError"
 WORDS = ("can't allocate memory", "not enough memory")
 """How torch says on a CPU that there is no memory left."""

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from shared.settings import get_settings
-from workers.exhausted import OUT_OF_MEMORY, RANK_STATUS, oom_kills
+from workers.exhausted import OUT_OF_MEMORY, oom_kills
+from workers.training_files import RANK_STATUS
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
 ON_MACHINES = "training.json"

@@ -22,11 +22,12 @@ from shared.retention import unneeded, unpaired
 from shared.sharding import slices
 from workers.leases import Leases, StageError, bound, leases
 from workers.stage import arguments, start
+from workers.training_files import CONFIG, LOG, METRICS, RESULT
 from workers.weights import folder_bytes
 
 SHARDS = 32
 """Whose completions one transaction deletes."""
-RECORD = ("config.json", "metrics.jsonl", "result.json", "train.log")
+RECORD = (CONFIG, METRICS, RESULT, LOG)
 """How a training went; kept beside a checkpoint that stays."""
 
 

@@ -33,10 +33,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from shared.schemas import Training
 from workers import ranks
+from workers import training_files as files
 from workers.checkpoints import Recorder, changed_fraction, read_metrics
 from workers.die_with_parent import die_with_parent
 from workers.dpo import PairTrainer, computes_in_bfloat16, dpo_config, micro_batch_size
-from workers.exhausted import RANK_STATUS, USED_SETTINGS, exit_status
+from workers.exhausted import exit_status
 from workers.model_files import ModelFolderError
 from workers.model_folder import check_folder
 from workers.preference_data import ChatTokens, TrainError, counts_of, tokenize_pairs
@@ -69,7 +70,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
     ranks.join()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size()))
     config.out_dir.mkdir(parents=True, exist_ok=True)
-    scratch = config.out_dir / "trainer"
+    scratch = config.out_dir / files.SCRATCH
     if (done := ranks.from_first(lambda: _done_before(config, scratch))) is not None:
         return done
     trained = ranks.from_first(lambda: _has_all_epochs(config))
@@ -79,7 +80,7 @@ def main(config: TrainConfig) -> dict[str, Any]:
 
 def _done_before(config: TrainConfig, scratch: Path) -> dict[str, Any] | None:
     _start_over_if_changed(config, scratch)
-    result = config.out_dir / "result.json"
+    result = config.out_dir / files.RESULT
     return json.loads(result.read_text()) if result.exists() else None
 
 
@@ -91,9 +92,9 @@ def _has_all_epochs(config: TrainConfig) -> bool:
 def _write_result(config: TrainConfig, scratch: Path, seconds: float) -> dict[str, Any]:
     out = config.out_dir
     result = counts_of(scratch / STORED_PAIRS) | _result(config, seconds)
-    aside = out / "result.json.part"
+    aside = out / f"{files.RESULT}.part"
     aside.write_text(json.dumps(result, indent=2) + "\n")
-    aside.replace(out / "result.json")
+    aside.replace(out / files.RESULT)
     shutil.rmtree(scratch, ignore_errors=True)
     return result
 
@@ -105,13 +106,13 @@ def _start_over_if_changed(config: TrainConfig, scratch: Path) -> None:
     digest.update(config.settings.model_dump_json(exclude={"micro_batch_size"}).encode())
     with config.pairs_path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
-    mark = config.out_dir / "inputs.sha256"
+    mark = config.out_dir / files.INPUTS
     if mark.exists() and mark.read_text() == digest.hexdigest():
         return
     shutil.rmtree(scratch, ignore_errors=True)
     for folder in config.out_dir.glob("epoch-*"):
         shutil.rmtree(folder)
-    for name in ("metrics.jsonl", "result.json"):
+    for name in (files.METRICS, files.RESULT):
         (config.out_dir / name).unlink(missing_ok=True)
     scratch.mkdir(parents=True)
     mark.write_text(digest.hexdigest())
@@ -127,7 +128,7 @@ def _train(config: TrainConfig, scratch: Path) -> float:
     except ModelFolderError as error:
         raise TrainError(str(error), "model") from error
     if ranks.is_first():
-        (config.out_dir / USED_SETTINGS).write_text(json.dumps(_resolved(config)))
+        (config.out_dir / files.USED_SETTINGS).write_text(json.dumps(_resolved(config)))
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     tokens, longest = ChatTokens(tokenizer, _eos_ids(base)), _max_length(config)
     pairs = ranks.first_ahead(
@@ -212,7 +213,7 @@ def _eos_ids(base: Path) -> list[int]:
 
 
 def _result(config: TrainConfig, seconds: float) -> dict[str, Any]:
-    metrics = read_metrics(config.out_dir / "metrics.jsonl")
+    metrics = read_metrics(config.out_dir / files.METRICS)
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return {
         "first_loss": metrics[0]["loss"],
@@ -263,7 +264,7 @@ def run(config_file: Path) -> int:
         die_with_parent(signal.SIGKILL)
     status = _status(config)
     if status != 0:
-        with suppress(OSError), (config.out_dir / RANK_STATUS).open("x") as file:
+        with suppress(OSError), (config.out_dir / files.RANK_STATUS).open("x") as file:
             file.write(str(status))
     ranks.end(status)
     return status
@@ -276,7 +277,7 @@ def _status(config: TrainConfig) -> int:
     except TrainError as error:
         log.error("%s", error)
         problem = {"message": error.message, "param": error.param}
-        (config.out_dir / "error.json").write_text(json.dumps(problem) + "\n")
+        (config.out_dir / files.REFUSAL).write_text(json.dumps(problem) + "\n")
         return 2
     except Exception as error:
         log.exception("the training failed")

@@ -30,13 +30,8 @@ from shared.lineage import checkpoint_lineage, iteration_of
 from shared.model_store import training_folder
 from shared.models import Completion, Iteration, Json, Model, Pair, Prompt
 from shared.settings import get_settings
-from workers.exhausted import (
-    DISK_FULL,
-    OUT_OF_MEMORY,
-    USED_SETTINGS,
-    disk_full_message,
-    oom_kills,
-)
+from workers import training_files as files
+from workers.exhausted import DISK_FULL, OUT_OF_MEMORY, disk_full_message, oom_kills
 from workers.leases import Leases, StageError, bound, leases
 from workers.metrics_file import MetricsFile
 from workers.movement import Movement
@@ -80,7 +75,7 @@ def _train(held: Leases, claim: Claim) -> None:
     assert base.path is not None
     with held.ours(claim):
         out = _workplace(training_folder(claim.job_id), claim)
-    pairs = out / "pairs.jsonl"
+    pairs = out / files.PAIRS
     _write_pairs(claim, params, pairs)
     training = params["training"] | claim.payload.get("smaller", {})
     config = {
@@ -91,13 +86,13 @@ def _train(held: Leases, claim: Claim) -> None:
         "settings": training,
         "run_name": str(claim.job_id),
     }
-    (out / "config.json").write_text(json.dumps(config, indent=2))
+    (out / files.CONFIG).write_text(json.dumps(config, indent=2))
     try:
         _run(held, claim, out)
     except OutOfMemory:
         held.hand_back(claim, claim.payload | {"smaller": _smaller(claim, out, training)})
         return
-    result = json.loads((out / "result.json").read_text())
+    result = json.loads((out / files.RESULT).read_text())
     for checkpoint in result["checkpoints"]:
         checkpoint["path"] = str((out / checkpoint["path"]).resolve())
     held.finish(claim, result, lambda session: _register(session, claim, base, result))
@@ -112,7 +107,7 @@ def _workplace(job_folder: Path, claim: Claim) -> Path:
     out = job_folder / f"attempt-{claim.token.hex[:8]}"
     job_folder.mkdir(parents=True, exist_ok=True)
     for earlier in job_folder.glob("attempt-*"):
-        if (earlier / "inputs.sha256").exists() and not out.exists():
+        if (earlier / files.INPUTS).exists() and not out.exists():
             with suppress(FileNotFoundError):
                 earlier.rename(out)
         else:
@@ -125,7 +120,7 @@ def _workplace(job_folder: Path, claim: Claim) -> Path:
 
 def _smaller(claim: Claim, out: Path, training: Json) -> Json:
     """Settings of the one retry after an out-of-memory death."""
-    used = out / USED_SETTINGS
+    used = out / files.USED_SETTINGS
     micro = (json.loads(used.read_text()) if used.exists() else training)["micro_batch_size"]
     if "smaller" in claim.payload or micro == 1:
         raise StageError(
@@ -172,13 +167,13 @@ def _iteration_pairs(session: Session, iteration_id: str) -> Iterator[dict[str, 
 
 def _run(held: Leases, claim: Claim, out: Path) -> None:
     """Run the training; its output goes to a log file beside the checkpoints."""
-    error_file = out / "error.json"
+    error_file = out / files.REFUSAL
     error_file.unlink(missing_ok=True)
     kills = oom_kills()
-    metrics = MetricsFile(out / "metrics.jsonl")
-    with (out / "train.log").open("ab") as output:
+    metrics = MetricsFile(out / files.METRICS)
+    with (out / files.LOG).open("ab") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "workers.launch", "--config", str(out / "config.json")],
+            [sys.executable, "-m", "workers.launch", "--config", str(out / files.CONFIG)],
             env={**FIXED_THREADS, **os.environ},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -205,7 +200,7 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
     if error_file.exists():
         error = json.loads(error_file.read_text())
         raise StageError(error["message"], code="training_refused", param=error["param"])
-    tail = (out / "train.log").read_text(errors="replace").splitlines()[-15:]
+    tail = (out / files.LOG).read_text(errors="replace").splitlines()[-15:]
     raise StageError(
         f"the training ended with {child.returncode}; its last lines:\n" + "\n".join(tail),
         code="training_failed",
@@ -215,13 +210,13 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
 
 def _hung() -> StageError:
     minutes = round(get_settings().training_stall_seconds / 60)
-    message = f"the training wrote nothing for {minutes} minutes; see the end of its train.log"
+    message = f"the training wrote nothing for {minutes} minutes; see the end of its {files.LOG}"
     return StageError(message, code="training_hung", retry=True)
 
 
 def _checkpoints(out: Path) -> set[str]:
     """What a next attempt would resume from."""
-    return {path.parent.name for path in out.glob(f"trainer/checkpoint-*/{SEAL}")}
+    return {path.parent.name for path in out.glob(f"{files.SCRATCH}/checkpoint-*/{SEAL}")}
 
 
 def _register(session: Session, claim: Claim, base: Model, result: dict[str, Any]) -> None:

@@ -22,10 +22,10 @@ from shared.schemas import LoraSettings, Training
 from tests.workers import tiny_model
 from workers import checkpoints, dpo
 from workers.dpo import PairTrainer, StepSampler, _check_extra, dpo_config
-from workers.exhausted import USED_SETTINGS
 from workers.lm_head import add_completion_head
 from workers.preference_data import ChatTokens, TrainError, tokenize_pairs
 from workers.train import TrainConfig, main
+from workers.training_files import USED_SETTINGS
 from workers.weights import weights_sha256
 
 pytestmark = pytest.mark.filterwarnings("default")

@@ -28,8 +28,9 @@ from tests import evaluated_runs, factories
 from tests.workers import tiny_model
 from workers import movement, train_job
 from workers.dpo import micro_batch_size
-from workers.exhausted import DISK_FULL, OUT_OF_MEMORY, USED_SETTINGS, exit_status
+from workers.exhausted import DISK_FULL, OUT_OF_MEMORY, exit_status
 from workers.leases import Leases, StageError
+from workers.training_files import USED_SETTINGS
 
 Popen = RealPopen[bytes]
 FAST = Training(batch_size=4, micro_batch_size=2)
