@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     judge_url: str = "http://127.0.0.1:8002"
     train_url: str = "http://127.0.0.1:8003"
     coordinator_url: str = "http://127.0.0.1:8000"
+    """Commands alone ask it, and look at the variable itself (`services/cli/connect.py`)."""
 
     model_store: Path = Path("models")
     """Folder with every model and checkpoint; shared by all workers and inference."""
@@ -88,7 +89,8 @@ class Settings(BaseSettings):
     resend_after_seconds: float = 15.0
     """After which a job that has a shard to take is sent again."""
     worker_threads: int = 4
-    """Of Celery under `forethought up`; in containers the worker's command says it."""
+    """Of Celery under `forethought up`, which looks at the variable itself; in containers the
+    worker's command says it."""
     checkpoint_seconds: float = 600.0
     """Of training that a kill may cost at most, beside the end of each epoch."""
     training_stall_seconds: float = 7200.0
