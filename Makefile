@@ -2,10 +2,11 @@
 # No path below is absolute, for the same reason.
 PY := .venv/bin/python
 CODE := shared services workers tests configs experiments
-TESTS ?= tests
+# Tests in whose processes a model runs or is trained take as long as all others.
+MODELS := tests/real tests/workers tests/test_iteration.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up env test lint audit format bench-generate bench-scale bench-chat bench-reward bench-train soak-chat fuzz-chat chaos clean
+.PHONY: help setup demo up env test test-some test-models test-rest lint audit format bench-generate bench-scale bench-chat bench-reward bench-train soak-chat fuzz-chat chaos clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -26,8 +27,19 @@ env: ## Write .env for docker compose, with secrets of its own
 	    .env.example > .env
 	@echo "wrote .env; next: docker compose up -d --wait"
 
-test: setup lint .venv-clients/installed ## Lint and run the tests; TESTS=tests/shared for some of them
+test: setup .venv-clients/installed ## Lint and run the tests, in two halves at once; TESTS=tests/shared for some of them
+	@$(MAKE) --no-print-directory --jobs 2 lint $(if $(TESTS),test-some,test-models test-rest)
+
+test-some:
 	$(PY) -m pytest $(TESTS)
+
+# Threads that wait leave the core to the other half.
+test-models test-rest: export OMP_WAIT_POLICY := passive
+test-models:
+	@bash -o pipefail -c '$(PY) -m pytest $(MODELS) | sed -u "s/^/models: /"'
+
+test-rest:
+	@bash -o pipefail -c '$(PY) -m pytest tests $(MODELS:%=--ignore=%) | sed -u "s/^/rest: /"'
 
 .venv-clients/installed: requirements/clients.lock | setup
 	@$(PY) -m venv --clear .venv-clients
