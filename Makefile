@@ -27,15 +27,15 @@ env: ## Write .env for docker compose, with secrets of its own
 	    .env.example > .env
 	@echo "wrote .env; next: docker compose up -d --wait"
 
-test: setup .venv-clients/installed ## Lint and run the tests, in two halves at once; TESTS=tests/shared for some of them
+test: setup ## Lint and run the tests, in two halves at once; TESTS=tests/shared for some of them
 	@$(MAKE) --no-print-directory --jobs 2 lint $(if $(TESTS),test-some,test-models test-rest)
 
-test-some:
+test-some: .venv-clients/installed
 	$(PY) -m pytest $(TESTS)
 
 # Threads that wait leave the core to the other half.
 test-models test-rest: export OMP_WAIT_POLICY := passive
-test-models:
+test-models: .venv-clients/installed
 	@bash -o pipefail -c '$(PY) -m pytest $(MODELS) | sed -u "s/^/models: /"'
 
 test-rest:
