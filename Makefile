@@ -2,11 +2,11 @@
 # No path below is absolute, for the same reason.
 PY := .venv/bin/python
 CODE := shared services workers tests configs experiments
-# Tests in whose processes a model runs or is trained take as long as all others.
-MODELS := tests/real tests/workers tests/test_iteration.py
+# These take as long as all other tests.
+HALF := tests/real tests/workers tests/deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up env test test-some test-models test-rest lint audit format bench-generate bench-scale bench-chat bench-reward bench-train soak-chat fuzz-chat chaos clean
+.PHONY: help setup demo up env test test-some test-half test-rest lint audit format bench-generate bench-scale bench-chat bench-reward bench-train soak-chat fuzz-chat chaos clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -28,18 +28,18 @@ env: ## Write .env for docker compose, with secrets of its own
 	@echo "wrote .env; next: docker compose up -d --wait"
 
 test: setup ## Lint and run the tests, in two halves at once; TESTS=tests/shared for some of them
-	@$(MAKE) --no-print-directory --jobs 2 lint $(if $(TESTS),test-some,test-models test-rest)
+	@$(MAKE) --no-print-directory --jobs 2 $(if $(TESTS),lint test-some,test-rest lint test-half)
 
 test-some: .venv-clients/installed
 	$(PY) -m pytest $(TESTS)
 
 # Threads that wait leave the core to the other half.
-test-models test-rest: export OMP_WAIT_POLICY := passive
-test-models: .venv-clients/installed
-	@bash -o pipefail -c '$(PY) -m pytest $(MODELS) | sed -u "s/^/models: /"'
+test-half test-rest: export OMP_WAIT_POLICY := passive
+test-half: .venv-clients/installed
+	@bash -o pipefail -c '$(PY) -m pytest $(HALF) | sed -u "s/^/half: /"'
 
 test-rest:
-	@bash -o pipefail -c '$(PY) -m pytest tests $(MODELS:%=--ignore=%) | sed -u "s/^/rest: /"'
+	@bash -o pipefail -c '$(PY) -m pytest tests $(HALF:%=--ignore=%) | sed -u "s/^/rest: /"'
 
 .venv-clients/installed: requirements/clients.lock | setup
 	@$(PY) -m venv --clear .venv-clients
