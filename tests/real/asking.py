@@ -28,13 +28,6 @@ def register(real: Platform, name: str, folder: Path) -> None:
     real.client.wait_for_model(name)
 
 
-def start_worker_engine(real: Platform, name: str) -> None:
-    """By a job that nobody waits for."""
-    body = {"model": name, "prompts": [{"text": "Name a fruit."}], "sampling": {"samples": 1}}
-    url = f"{real.stack.env['FORETHOUGHT_GENERATE_URL']}/generate"
-    httpx2.post(url, json=body, headers=HEADERS).raise_for_status()
-
-
 def promote(real: Platform, name: str, seconds: float = 60) -> None:
     """Until it answers."""
     body = {"thought_budgets": {"low": 6, "medium": 24}}

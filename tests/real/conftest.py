@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.platform import FLOAT32, Platform, platform
-from tests.real.asking import promote, register, start_worker_engine
+from tests.real.asking import promote, register
 
 TOOLS = (
     "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}\nCall one as <tool_call>\n"
@@ -31,6 +31,5 @@ def real(tmp_path_factory: pytest.TempPathFactory, bundled: Path) -> Iterator[Pl
     )
     with platform(folder / "data", max_model_len="1024", engine_args=FLOAT32) as started:
         register(started, "thinker", model)
-        start_worker_engine(started, "thinker")  # beside inference's: each starts on one core
         promote(started, "thinker", 180)
         yield started
