@@ -31,5 +31,5 @@ def real(tmp_path_factory: pytest.TempPathFactory, bundled: Path) -> Iterator[Pl
     )
     with platform(folder / "data", max_model_len="1024", engine_args=FLOAT32) as started:
         register(started, "thinker", model)
-        promote(started, "thinker", 180)
+        promote(started, "thinker", 300)
         yield started
