@@ -4,7 +4,7 @@ import random
 import uuid
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import ColumnElement, and_, func, insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from services.coordinator import datasets, events
@@ -135,8 +135,8 @@ def _draw(
             "trained on",
             param="dataset",
         )
-    held_out = _texts(session, _of(dataset, Split.validation))
-    fresh = _ids(session, request, dataset, Split.train, trained_on | held_out)
+    not_fresh = trained_on | set(validation.values())
+    fresh = list(_ids(session, request, dataset, Split.train, not_fresh))
     size = request.prompts_per_iteration or len(fresh) // request.count
     if size == 0 or size * request.count > len(fresh):
         whose = f"dataset {dataset.name!r}" if request.dataset else "the request"
@@ -147,28 +147,24 @@ def _draw(
             param="prompts_per_iteration",
         )
     chunks = [fresh[n * size : (n + 1) * size] for n in range(request.count)]
-    return chunks, validation[: request.validation.prompts]
+    return chunks, list(validation)[: request.validation.prompts]
 
 
 def _ids(
     session: Session, request: IterationRequest, dataset: Dataset, split: Split, not_of: set[int]
-) -> list[int]:
-    """Of one prompt of each text that is not among those. The same text with other checks is
-    another one: the verifier asks something else."""
+) -> dict[int, int]:
+    """Of one prompt of each text that is not among those, with the text, in the order of the draw.
+    The same text with other checks is another one: the verifier asks something else."""
     _refuse_unjudgeable(session, request, dataset, split)
-    query = select(func.min(Prompt.id), TEXT).where(_of(dataset, split))
-    query = query.group_by(TEXT, Prompt.checks).order_by(func.min(Prompt.position))
-    ids = [id_ for id_, text in session.execute(query) if text not in not_of]
-    random.Random(f"{request.sampling.seed}:{split}").shuffle(ids)
-    return ids
-
-
-def _texts(session: Session, which: ColumnElement[bool]) -> set[int]:
-    return set(session.scalars(select(TEXT).where(which)))
-
-
-def _of(dataset: Dataset, split: Split) -> ColumnElement[bool]:
-    return and_(Prompt.dataset_id == dataset.id, Prompt.split == split)
+    query = (
+        select(func.min(Prompt.id), TEXT)
+        .where(Prompt.dataset_id == dataset.id, Prompt.split == split)
+        .group_by(TEXT, Prompt.checks)
+        .order_by(func.min(Prompt.position))
+    )
+    found = [(id_, text) for id_, text in session.execute(query) if text not in not_of]
+    random.Random(f"{request.sampling.seed}:{split}").shuffle(found)
+    return dict(found)
 
 
 def _refuse_unjudgeable(
@@ -217,7 +213,7 @@ def _trained_on(session: Session, model: Model) -> set[int]:
         .join(Job, Job.iteration_id == IterationPrompt.iteration_id)
         .where(Job.id.in_(made_by), IterationPrompt.split == Split.train)
     )
-    return _texts(session, Prompt.id.in_(prompts))
+    return set(session.scalars(select(TEXT).where(Prompt.id.in_(prompts))))
 
 
 def _insert_prompts(
