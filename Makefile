@@ -33,13 +33,14 @@ test: setup ## Lint and run the tests, in two halves at once; TESTS=tests/shared
 test-some: .venv-clients/installed
 	$(PY) -m pytest $(TESTS)
 
+test-half: PART := $(HALF)
+test-half: .venv-clients/installed
+test-rest: PART := tests $(HALF:%=--ignore=%)
+
 # Threads that wait leave the core to the other half.
 test-half test-rest: export OMP_WAIT_POLICY := passive
-test-half: .venv-clients/installed
-	@bash -o pipefail -c '$(PY) -m pytest $(HALF) | sed -u "s/^/half: /"'
-
-test-rest:
-	@bash -o pipefail -c '$(PY) -m pytest tests $(HALF:%=--ignore=%) | sed -u "s/^/rest: /"'
+test-half test-rest:
+	@bash -o pipefail -c '$(PY) -m pytest $(PART) | sed -u "s/^/$(@:test-%=%): /"'
 
 .venv-clients/installed: requirements/clients.lock | setup
 	@$(PY) -m venv --clear .venv-clients
