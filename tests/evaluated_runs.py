@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.coordinator.pairing import make_pairs
-from services.coordinator.state import job_id
+from services.coordinator.state import COMPARISON, job_id
 from shared.formats import SPECIFIC
 from shared.judge_specs import judge_spec
 from shared.models import (
@@ -119,6 +119,45 @@ def evaluated(session: Session, iteration: Iteration, model_id: uuid.UUID, outs:
             generate_job_id=generate,
             judge_job_id=judge,
         )
+    )
+    session.flush()
+
+
+def compared(
+    session: Session, iteration: Iteration, model_id: uuid.UUID, shares: Sequence[float | None]
+) -> None:
+    """A model's responses were judged against its parent's."""
+    ours, theirs = (
+        str(session.get_one(Evaluation, (iteration.run_id, id_)).generate_job_id)
+        for id_ in (model_id, iteration.parent_model_id)
+    )
+    judge = _job(session, iteration, JobKind.judge, COMPARISON)
+    judge.params = {"generate_job_id": ours, "against_generate_job_id": theirs}
+    shard = Shard(job_id=judge.id, index=0, status=Status.succeeded, payload={})
+    session.add(shard)
+    session.flush()
+    won(session, judge, shard.id, shares)
+
+
+def won(session: Session, judge: Job, shard_id: int, shares: Sequence[float | None]) -> None:
+    """The share that the first output for each prompt won, None where there was nothing to
+    compare."""
+    first = select(Completion).where(
+        Completion.job_id == uuid.UUID(judge.params["generate_job_id"]),
+        Completion.sample_index == 0,
+    )
+    rows = session.scalars(first.order_by(Completion.prompt_index))
+    session.add_all(
+        Judgment(
+            job_id=judge.id,
+            shard_id=shard_id,
+            completion_id=row.id,
+            score=share,
+            judge="pairwise/1",
+            details={},
+        )
+        for row, share in zip(rows, shares, strict=True)
+        if share is not None
     )
     session.flush()
 

@@ -13,19 +13,11 @@ from services.coordinator import evaluation, events, pipeline
 from services.coordinator.job_services import Services
 from services.coordinator.pairing import make_pairs
 from services.coordinator.report.build import build_report
-from services.coordinator.state import config_of, job_id, read_state
+from services.coordinator.state import COMPARISON, config_of, job_id, read_state
 from shared.jobs import UNFINISHED
 from shared.lineage import lineage_of
 from shared.models import Evaluation, Iteration, Job, JobKind, Status
 from shared.schemas import GenerateRequest, JudgeRequest, TrainRequest
-
-NO_SCORES = {
-    "code": "no_scores",
-    "stage": "validate",
-    "param": "validation.judge",
-    "message": "the judge gave no score to any validation response; GET /jobs/{id}/judgments of "
-    "the judge service shows why, under details.reason",
-}
 
 
 def advance(session: Session, services: Services, iteration: Iteration) -> bool:
@@ -50,6 +42,8 @@ def advance(session: Session, services: Services, iteration: Iteration) -> bool:
         case pipeline.Train():
             _enter(session, iteration, "train")
             _train(services, iteration)
+        case pipeline.Compare():
+            _compare(session, services, iteration)
         case pipeline.Choose():
             _choose(session, services, iteration)
         case pipeline.Fail(error):
@@ -141,7 +135,12 @@ def _opponent(
         return None
     if model_id == iteration.seed_model_id:
         return generate_id
-    return session.get_one(Evaluation, (iteration.run_id, iteration.seed_model_id)).generate_job_id
+    return _answers(session, iteration, iteration.seed_model_id)
+
+
+def _answers(session: Session, iteration: Iteration, model_id: uuid.UUID | None) -> uuid.UUID:
+    """The job that answered the validation prompts with a model."""
+    return session.get_one(Evaluation, (iteration.run_id, model_id)).generate_job_id
 
 
 def _train(services: Services, iteration: Iteration) -> None:
@@ -164,14 +163,33 @@ def _put(
     return id_
 
 
+def _compare(session: Session, services: Services, iteration: Iteration) -> None:
+    """With the parent, which answered the run's validation prompts before it was trained on."""
+    if (chosen := _best(session, iteration)) is None:
+        return
+    request = JudgeRequest(
+        judge=config_of(iteration).evaluating_judge,
+        generate_job_id=_answers(session, iteration, chosen),
+        against_generate_job_id=_answers(session, iteration, iteration.parent_model_id),
+    )
+    _put(services, iteration, JobKind.judge, COMPARISON, request)
+
+
+def _best(session: Session, iteration: Iteration) -> uuid.UUID | None:
+    """The best checkpoint on validation, the same however often it is asked for: its scores are
+    all there. Without any score the iteration fails."""
+    scored = [(m.id, found) for m, found in evaluation.checkpoint_scores(session, iteration)]
+    if any(found for _, found in scored):
+        return evaluation.best(scored)
+    fail(session, iteration, pipeline.NO_SCORES)
+    return None
+
+
 def _choose(session: Session, services: Services, iteration: Iteration) -> None:
     """The best checkpoint on validation becomes the model; report, promote by rule, finish."""
     config = config_of(iteration)
-    scored = [(m.id, found) for m, found in evaluation.checkpoint_scores(session, iteration)]
-    if not any(found for _, found in scored):
-        fail(session, iteration, NO_SCORES)
+    if (chosen := _best(session, iteration)) is None:
         return
-    chosen = evaluation.best(scored)
     # A report on very many prompts computes for longer than a session may be idle.
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '30min'"))
     built = build_report(session, iteration, chosen)

@@ -42,13 +42,14 @@ def checkpoint_scores(session: Session, iteration: Iteration) -> list[tuple[Mode
     ]
 
 
-def samples(session: Session, run_id: uuid.UUID, model_id: uuid.UUID) -> Samples:
-    """Each output's score and length. A response that the judge gave no score is left out."""
+def samples(
+    session: Session, run_id: uuid.UUID, model_id: uuid.UUID, judge_job_id: uuid.UUID | None = None
+) -> Samples:
+    """Each output's score, of its evaluation or of another judge job, and length. A response that
+    the judge gave no score is left out."""
     evaluation = session.get_one(Evaluation, (run_id, model_id))
-    judged = and_(
-        Judgment.completion_id == Completion.id,
-        Judgment.job_id == evaluation.judge_job_id,
-    )
+    judge_job_id = judge_job_id or evaluation.judge_job_id
+    judged = and_(Judgment.completion_id == Completion.id, Judgment.job_id == judge_job_id)
     rows = session.execute(
         select(
             Completion.prompt_id,
@@ -60,7 +61,7 @@ def samples(session: Session, run_id: uuid.UUID, model_id: uuid.UUID) -> Samples
         .where(Completion.job_id == evaluation.generate_job_id)
         .order_by(Completion.prompt_index, Completion.sample_index)
     )
-    walkovers = _walkovers(session, evaluation.judge_job_id)
+    walkovers = _walkovers(session, judge_job_id)
     found: dict[int, list[Sample]] = {}
     for row in rows:
         assert row.prompt_id is not None

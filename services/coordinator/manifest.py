@@ -15,13 +15,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased
 
 from services.coordinator.iterations import find
-from services.coordinator.state import checkpoints, job_id
+from services.coordinator.state import COMPARISON, checkpoints, job_id
 from shared.errors import Conflict, Gone
 from shared.models import (
     Completion,
     Evaluation,
     Iteration,
     IterationPrompt,
+    Job,
     Judgment,
     Model,
     Pair,
@@ -71,6 +72,9 @@ def manifest(session: Session, iteration: Iteration) -> Manifest:
     for label, generate_id, judge_id in _samplings(session, iteration):
         parts[f"completions/{label}"] = _part(_completions(session, generate_id))
         parts[f"judgments/{label}"] = _part(_judgments(session, judge_id))
+    comparison = job_id(iteration.id, COMPARISON)
+    if session.get(Job, comparison) is not None:
+        parts["judgments/validation/against-parent"] = _part(_judgments(session, comparison))
     whole = _part(sorted((name, part.sha256) for name, part in parts.items()))
     return Manifest(iteration_id=iteration.id, sha256=whole.sha256, parts=parts)
 

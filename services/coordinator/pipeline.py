@@ -28,6 +28,10 @@ class State:
     """The counts of pairing, once pairs are chosen."""
     candidates: Sequence[uuid.UUID] = ()
     """Checkpoints of the finished training that validation must score."""
+    compares_parent: bool = False
+    """Whether no score sets the best of them beside the parent."""
+    comparison: JobView | None = None
+    """The judge job that does, once submitted."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Submit the judge job of the best checkpoint against the parent."""
+
+
+@dataclass(frozen=True)
 class Choose:
     """Take the best checkpoint, report, and finish."""
 
@@ -61,6 +70,13 @@ RETRAIN = (
     'POST …/resume tries it again, with {"training": {…}} as its body under other settings; what '
     "was sampled and judged stays."
 )
+NO_SCORES = {
+    "code": "no_scores",
+    "stage": "validate",
+    "param": "validation.judge",
+    "message": "the judge gave no score to any validation response; GET /jobs/{id}/judgments of "
+    "the judge service shows why, under details.reason",
+}
 STAGES = ("generate", "pair", "train", "validate")
 """In their order; an iteration's own column says in which it is."""
 
@@ -75,7 +91,7 @@ class Fail:
     error: Error
 
 
-Step = Sample | Evaluate | MakePairs | Train | Choose | Wait | Fail
+Step = Sample | Evaluate | MakePairs | Train | Compare | Choose | Wait | Fail
 
 
 def next_step(state: State) -> Step:
@@ -102,6 +118,11 @@ def next_step(state: State) -> Step:
             return Evaluate(model)
     if not all(_scored(state, model) for model in state.candidates):
         return Wait("validate")
+    if state.compares_parent:
+        if state.comparison is None:
+            return Compare()
+        if not _done(state.comparison):
+            return Wait("validate")
     return Choose()
 
 
@@ -116,6 +137,7 @@ def _scored(state: State, model: uuid.UUID) -> bool:
 def _first_error(state: State) -> Error | None:
     named = [(name, job) for name, job in state.jobs.items()]
     named += [("validate", job) for jobs in state.evaluations.values() for job in jobs]
+    named += [("validate", state.comparison)] if state.comparison else []
     for stage, job in named:
         if job.status is Status.failed:
             error = {"code": "job_failed", "message": "no error recorded"} | (job.error or {})

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from services.coordinator.state import job_id
+from services.coordinator.state import COMPARISON, job_id
 from shared.job_routes import latest_progress
 from shared.models import Evaluation, Iteration, Job, JobKind, Shard, Status
 from shared.strict import Read
@@ -106,12 +106,14 @@ def _samples(job: Job) -> int:
 
 
 def _stage_jobs(session: Session, iteration: Iteration) -> Sequence[Job]:
-    """Jobs of sampling with those that score the parent, or those that score checkpoints."""
+    """Jobs of sampling with those that score the parent, or those that score checkpoints with the
+    one that compares the best of them with the parent."""
     evaluations = session.scalars(
         select(Evaluation).where(Evaluation.iteration_id == iteration.id)
     ).all()
     in_sampling = iteration.stage == "generate"
-    ids = [job_id(iteration.id, s) for s in ("generate", "judge")] if in_sampling else []
+    steps = ("generate", "judge") if in_sampling else (COMPARISON,)
+    ids = [job_id(iteration.id, step) for step in steps]
     for e in evaluations:
         if (e.model_id == iteration.parent_model_id) == in_sampling:
             ids += [e.generate_job_id, e.judge_job_id]

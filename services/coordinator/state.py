@@ -12,6 +12,9 @@ from shared.lineage import STEPS
 from shared.models import Evaluation, Iteration, Job, Model
 from shared.schemas import IterationRequest
 
+COMPARISON = "evaluate-against-parent"
+"""The step of the judge job that sets the chosen checkpoint's answers beside the parent's."""
+
 
 def job_id(iteration_id: uuid.UUID, step: str) -> uuid.UUID:
     """The same for the same step, so that a repeat after a crash finds the same job."""
@@ -27,24 +30,33 @@ def format_of(iteration: Iteration) -> ThoughtFormat:
     return ThoughtFormat.model_validate(iteration.config["thought_format"])
 
 
+def compares_parent(iteration: Iteration) -> bool:
+    """Whether that takes a job of its own: scores of a judge that compares are shares won against
+    the seed's answers, and those of another judge can be set side by side."""
+    of_seed = iteration.parent_model_id == iteration.seed_model_id
+    return not of_seed and config_of(iteration).evaluating_judge.compares
+
+
 def read_state(session: Session, iteration: Iteration) -> State:
     assert iteration.parent_model_id is not None
     # Jobs before what they write: workers commit meanwhile, and a training that is seen to have
     # succeeded must not be one whose checkpoints were looked for too early.
-    ids = {job_id(iteration.id, step): step for step in STEPS}
-    steps = _views(session, [*ids])
+    ids = {job_id(iteration.id, step): step for step in (*STEPS, COMPARISON)}
+    steps = {ids[id_]: view for id_, view in _views(session, [*ids]).items()}
     candidates = [m.id for m in _candidates(session, iteration)]
     relevant = {*candidates, iteration.parent_model_id}
     evaluations = [e for e in _evaluations(session, iteration.run_id) if e.model_id in relevant]
     views = _views(session, [j for e in evaluations for j in (e.generate_job_id, e.judge_job_id)])
     return State(
-        jobs={step: steps[id_] for id_, step in ids.items() if id_ in steps},
+        jobs={step: steps[step] for step in STEPS if step in steps},
         parent=iteration.parent_model_id,
         evaluations={
             e.model_id: [views[e.generate_job_id], views[e.judge_job_id]] for e in evaluations
         },
         pairing=iteration.pairing,
         candidates=candidates,
+        compares_parent=compares_parent(iteration),
+        comparison=steps.get(COMPARISON),
     )
 
 

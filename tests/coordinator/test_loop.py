@@ -12,19 +12,33 @@ from sqlalchemy.orm import Session
 from services.coordinator import evaluation, loop, state
 from services.coordinator.job_services import Services
 from services.coordinator.loop import MOST_FAULTS, tick
+from services.coordinator.manifest import manifest
 from services.coordinator.pipeline import Wait, next_step
+from services.coordinator.state import COMPARISON
+from services.judge.app import app as judge_service
+from shared import jobs
 from shared.client import ServiceClient
 from shared.db import transaction
 from shared.errors import Unavailable
-from shared.models import Iteration, Job, JobKind, Model, Pair, Status
-from tests import evaluated_runs, factories
+from shared.models import (
+    Evaluation,
+    Iteration,
+    Job,
+    JobKind,
+    Model,
+    Pair,
+    Status,
+)
+from tests import access, evaluated_runs, factories
 from tests.evaluated_runs import Out
+from tests.scripted_engine import serving
+
+NOBODY = ServiceClient("http://127.0.0.1:1", "")
 
 
-def look() -> None:
+def look(judge: ServiceClient = NOBODY) -> None:
     """Of a loop whose services are played by `ServiceClient.put`."""
-    nobody = ServiceClient("http://127.0.0.1:1", "")
-    tick(Services(generate=nobody, judge=nobody, train=nobody), threading.Event())
+    tick(Services(generate=NOBODY, judge=judge, train=NOBODY), threading.Event())
 
 
 def test_a_training_is_asked_for_once_its_pairs_are_in_the_record(
@@ -157,3 +171,106 @@ def test_a_training_that_ends_while_its_iteration_is_read_is_not_without_checkpo
         seen = state.read_state(session, session.get_one(Iteration, iteration_id))
     assert not seen.candidates
     assert next_step(seen) == Wait("train")
+
+
+PAIRWISE = {"kind": "pairwise", "model": "judge"}
+VERIFIER = {"kind": "verifier"}
+MIXTURE = {"kind": "mixture", "judges": [{"judge": VERIFIER}, {"judge": PAIRWISE}]}
+
+
+def by_api(method: str) -> Any:
+    return {"kind": "openai", "model": "judge", method: {}}
+
+
+@pytest.mark.parametrize(
+    ("config", "when_not_the_seed"),
+    [
+        ({"judge": PAIRWISE}, True),
+        ({"judge": MIXTURE}, True),
+        ({"judge": by_api("pairwise")}, True),
+        ({"validation": {"judge": PAIRWISE}}, True),
+        ({"judge": PAIRWISE, "validation": {"judge": VERIFIER}}, False),
+        ({"judge": by_api("pointwise")}, False),
+        ({}, False),
+    ],
+)
+def test_a_parent_is_compared_with_where_no_score_does_it(
+    session: Session, config: Any, when_not_the_seed: bool
+) -> None:
+    seed, dataset = factories.model(session), factories.dataset(session, 1, 1)
+    iteration = evaluated_runs.running(session, dataset, seed, config=config)
+    assert not state.read_state(session, iteration).compares_parent
+    iteration.parent_model_id = factories.model(session, name="parent").id
+    assert state.read_state(session, iteration).compares_parent is when_not_the_seed
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_comparison_with_the_parent_is_asked_for_once_whenever_the_loop_dies(
+    clean_database: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch, heard: bool
+) -> None:
+    with transaction() as session:
+        seed, parent = factories.model(session), factories.model(session, name="parent")
+        dataset = factories.dataset(session, train=1, validation=2)
+        iteration = evaluated_runs.running(
+            session,
+            dataset,
+            seed,
+            number=2,
+            parent_model_id=parent.id,
+            config={"judge": PAIRWISE | {"model": str(seed.id)}},
+        )
+        evaluated_runs.evaluated(session, iteration, seed.id, [[Out(0.5)]] * 2)
+        evaluated_runs.evaluated(session, iteration, parent.id, [[Out(1.0)]] * 2)
+        checkpoint = evaluated_runs.trained(session, iteration, [[Out(1.0), Out(0.0)]])
+        evaluated_runs.evaluated(session, iteration, checkpoint.id, [[Out(0.0)]] * 2)
+        ids = iteration.id, checkpoint.id, parent.id
+    real, asked = ServiceClient.put, []
+
+    def put(client: ServiceClient, path: str, body: Any, **params: Any) -> Any:
+        if path.startswith("/models/"):
+            return {"ref": "thinker@v2"}
+        asked.append(path)
+        if heard or len(asked) > 1:
+            real(client, path, body, **params)
+        if len(asked) == 1:
+            raise KeyboardInterrupt("the loop is killed")
+        return {}
+
+    monkeypatch.setattr(ServiceClient, "put", put)
+    with serving(judge_service) as url:
+        there = ServiceClient(url, access.SERVICE_KEY)
+        with pytest.raises(KeyboardInterrupt):
+            look(there)
+        look(there)
+        job_id = _compared(*ids)
+        look(there)
+        there._http.close()
+    assert asked == [f"/jobs/{job_id}"] * (1 if heard else 2)
+    with transaction() as session:
+        iteration = session.get_one(Iteration, ids[0])
+        assert (iteration.status, iteration.result_model_id) == (Status.succeeded, ids[1])
+        assert iteration.report is not None
+        rates = iteration.report["validation"]["win_rate"]
+        assert rates["parent"]["raw"]["mean"] == pytest.approx((0.75 + 0.5) / 2)
+        assert rates["seed"]["raw"]["mean"] == 0
+        parts = manifest(session, iteration).parts
+    assert parts["judgments/validation/against-parent"].rows == 2
+
+
+def _compared(iteration_id: uuid.UUID, model_id: uuid.UUID, parent_id: uuid.UUID) -> uuid.UUID:
+    """Id of the one comparison, once a worker has done it."""
+    with transaction() as session:
+        iteration = session.get_one(Iteration, iteration_id)
+        assert (iteration.status, iteration.stage) == (Status.running, "validate")
+        job = session.scalars(select(Job).where(Job.step == COMPARISON)).one()
+        theirs, ours = (
+            session.get_one(Evaluation, (iteration.run_id, id_)).generate_job_id
+            for id_ in (parent_id, model_id)
+        )
+        assert job.params["generate_job_id"] == str(ours)
+        assert job.params["against_generate_job_id"] == str(theirs)
+        held = jobs.claim(session, job.id, worker="w", lease_seconds=30, max_attempts=3)
+        assert held is not None
+        evaluated_runs.won(session, job, held.shard_id, [0.75, 0.5])
+        jobs.finish(session, held, {})
+        return job.id

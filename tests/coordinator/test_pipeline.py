@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from services.coordinator.pipeline import (
     RETRAIN,
     Choose,
+    Compare,
     Evaluate,
     Fail,
     JobView,
@@ -29,6 +30,12 @@ BROKEN = JobView(Status.failed, {"code": "engine_failed", "message": "no memory"
 SAMPLED = {"generate": DONE, "judge": DONE}
 SCORED = {PARENT: [DONE, DONE]}
 KEPT = {"kept": 3, "prompts": 4, "dropped": {"tie": 1}}
+VALIDATED = {
+    "jobs": SAMPLED | {"train": DONE},
+    "pairing": KEPT,
+    "candidates": [FIRST],
+    "evaluations": SCORED | {FIRST: [DONE, DONE]},
+}
 
 
 def state(**given: Any) -> State:
@@ -71,24 +78,15 @@ def state(**given: Any) -> State:
             },
             Evaluate(SECOND),
         ),
+        (VALIDATED | {"evaluations": SCORED | {FIRST: [DONE, RUNNING]}}, Wait("validate")),
         (
-            {
-                "jobs": SAMPLED | {"train": DONE},
-                "pairing": KEPT,
-                "candidates": [FIRST],
-                "evaluations": SCORED | {FIRST: [DONE, RUNNING]},
-            },
+            VALIDATED | {"evaluations": SCORED | {FIRST: [DONE, RUNNING]}, "compares_parent": True},
             Wait("validate"),
         ),
-        (
-            {
-                "jobs": SAMPLED | {"train": DONE},
-                "pairing": KEPT,
-                "candidates": [FIRST],
-                "evaluations": SCORED | {FIRST: [DONE, DONE]},
-            },
-            Choose(),
-        ),
+        (VALIDATED, Choose()),
+        (VALIDATED | {"compares_parent": True}, Compare()),
+        (VALIDATED | {"compares_parent": True, "comparison": RUNNING}, Wait("validate")),
+        (VALIDATED | {"compares_parent": True, "comparison": DONE}, Choose()),
     ],
 )
 def test_each_state_has_its_step(given: dict[str, Any], expected: Step) -> None:
@@ -98,6 +96,11 @@ def test_each_state_has_its_step(given: dict[str, Any], expected: Step) -> None:
 def test_a_failed_job_fails_the_iteration_with_its_error_and_stage() -> None:
     step = next_step(state(jobs={"generate": BROKEN, "judge": RUNNING}))
     assert step == Fail({"code": "engine_failed", "message": "no memory", "stage": "generate"})
+
+
+def test_a_comparison_with_the_parent_that_fails_is_part_of_validation() -> None:
+    step = next_step(state(**VALIDATED, compares_parent=True, comparison=BROKEN))
+    assert step == Fail({"code": "engine_failed", "message": "no memory", "stage": "validate"})
 
 
 def test_a_failed_training_says_how_to_mend_it() -> None:
@@ -130,22 +133,34 @@ views = st.sampled_from([DONE, RUNNING, JobView(Status.queued), BROKEN])
     ),
     pairing=st.sampled_from([None, KEPT]),
     candidates=st.sampled_from([(), (FIRST,), (FIRST, SECOND)]),
+    compares_parent=st.booleans(),
+    comparison=st.none() | views,
 )
 def test_it_never_goes_on_from_unfinished_or_failed_work(
     jobs: dict[str, JobView],
     evaluations: dict[uuid.UUID, list[JobView]],
     pairing: dict[str, Any] | None,
     candidates: tuple[uuid.UUID, ...],
+    compares_parent: bool,
+    comparison: JobView | None,
 ) -> None:
     step = next_step(
-        state(jobs=jobs, evaluations=evaluations, pairing=pairing, candidates=candidates)
+        state(
+            jobs=jobs,
+            evaluations=evaluations,
+            pairing=pairing,
+            candidates=candidates,
+            compares_parent=compares_parent,
+            comparison=comparison,
+        )
     )
-    everything = [*jobs.values(), *(v for pair in evaluations.values() for v in pair)]
-    if any(view.status is Status.failed for view in everything):
+    everything = [*jobs.values(), *(v for pair in evaluations.values() for v in pair), comparison]
+    if any(view and view.status is Status.failed for view in everything):
         assert isinstance(step, Fail)
     elif isinstance(step, Train | MakePairs):
         assert jobs["generate"] == jobs["judge"] == DONE
         assert evaluations[PARENT] == [DONE, DONE]
-    elif isinstance(step, Choose):
+    elif isinstance(step, Compare | Choose):
         assert jobs["train"] == DONE
         assert all(evaluations[c] == [DONE, DONE] for c in candidates)
+        assert not compares_parent or comparison == (DONE if isinstance(step, Choose) else None)

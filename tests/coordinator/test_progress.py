@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from services.coordinator.progress import progress_of
-from services.coordinator.state import job_id
+from services.coordinator.state import COMPARISON, job_id
 from shared.job_routes import read_job
 from shared.models import Evaluation, Iteration, Job, JobKind, Shard, Status
 from tests import evaluated_runs, factories
@@ -97,6 +97,15 @@ def test_a_judge_that_goes_on_after_sampling_has_ended_takes_its_time(
     found = progress_of(session, iteration)
     assert found.eta_seconds == pytest.approx(10 / (5 * 1 + 3 * 3) * (2 * 3), rel=0.1)
     assert found.tokens_per_second == pytest.approx((500 + 300) / 5, rel=0.1)
+
+
+def test_the_comparison_with_the_parent_is_a_part_of_validation(
+    session: Session, iteration: Iteration
+) -> None:
+    iteration.stage = "validate"
+    add_job(session, iteration, COMPARISON, SECOND)
+    found = progress_of(session, iteration)
+    assert (found.done, found.total) == (1, 5)
 
 
 def test_a_job_says_what_its_row_has_counted(session: Session, iteration: Iteration) -> None:

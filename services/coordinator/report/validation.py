@@ -10,17 +10,13 @@ from sqlalchemy.orm import Session
 
 from services.coordinator import evaluation
 from services.coordinator.report.outputs import outputs
-from services.coordinator.state import config_of
+from services.coordinator.state import COMPARISON, compares_parent, config_of, job_id
 from services.coordinator.winrate import Duel, Samples, duels, duels_by_share, win_rate
 from shared.lineage import versions_of
 from shared.models import Evaluation, Iteration, IterationPrompt, Job, Prompt, Split
 
 MOST_CATEGORIES = 50
 """A dataset may name as many as it has prompts."""
-NOT_COMPARED = (
-    "No win rate against the parent: the judge compares each model's responses with the seed's "
-    "alone. The gain in share won from the seed stands in for it."
-)
 T = TypeVar("T")
 
 
@@ -58,34 +54,29 @@ def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
 
 
 def _win_rates(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
-    run, parent_id = iteration.run_id, iteration.parent_model_id
+    run, seed_id, parent_id = iteration.run_id, iteration.seed_model_id, iteration.parent_model_id
     assert parent_id is not None
-    compares = config_of(iteration).evaluating_judge.compares
-    of_seed = parent_id == iteration.seed_model_id
-    model = evaluation.samples(session, run, chosen_id)
-    seed = evaluation.samples(session, run, iteration.seed_model_id)
-    against_seed = win_rate(_against_seed(iteration)(model, seed))
-    if of_seed:
-        against_parent = against_seed
-    elif compares:
-        against_parent = None
-    else:
-        against_parent = win_rate(duels(model, evaluation.samples(session, run, parent_id)))
+    compared = job_id(iteration.id, COMPARISON) if compares_parent(iteration) else None
+
+    def against(other_id: uuid.UUID, judge_job_id: uuid.UUID | None = None) -> Any:
+        model = evaluation.samples(session, run, chosen_id, judge_job_id)
+        return win_rate(_duels(iteration)(model, evaluation.samples(session, run, other_id)))
+
+    against_seed = against(seed_id)
     return {
         "seed": against_seed,
-        "parent": against_parent,
+        "parent": against_seed if parent_id == seed_id else against(parent_id, compared),
         "gain_in_share_over_parent": evaluation.compare(
             evaluation.scores(session, run, chosen_id),
             evaluation.scores(session, run, parent_id),
         )
-        if compares
+        if config_of(iteration).evaluating_judge.compares
         else None,
-        "note": NOT_COMPARED if compares and not of_seed else None,
     }
 
 
-def _against_seed(iteration: Iteration) -> Callable[[Samples, Samples], list[Duel]]:
-    """Scores of a judge that compares are shares won against the seed's responses already."""
+def _duels(iteration: Iteration) -> Callable[[Samples, Samples], list[Duel]]:
+    """Scores of a judge that compares are shares won against the other's responses already."""
     return duels_by_share if config_of(iteration).evaluating_judge.compares else duels
 
 
@@ -110,7 +101,7 @@ def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
     theirs = _by_category(evaluation.scores(session, run, seed_id), named)
     our_samples = _by_category(evaluation.samples(session, run, chosen_id), named)
     their_samples = _by_category(evaluation.samples(session, run, seed_id), named)
-    fought = _against_seed(iteration)
+    fought = _duels(iteration)
     return {
         "categories": [
             {

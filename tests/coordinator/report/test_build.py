@@ -6,12 +6,13 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from services.coordinator import evaluation
 from services.coordinator.report.build import build_report
-from services.coordinator.report.validation import MOST_CATEGORIES, NOT_COMPARED
+from services.coordinator.report.validation import MOST_CATEGORIES
 from services.coordinator.winrate import INSEPARABLE
 from shared.models import Iteration, Job, Model, Prompt, Split
 from tests import factories
-from tests.evaluated_runs import BROKEN, Out, evaluated, running, trained
+from tests.evaluated_runs import BROKEN, Out, compared, evaluated, running, trained
 
 SECRET = "SECRET"
 TRAINING = [
@@ -64,7 +65,6 @@ def test_shares_of_a_comparing_judge_are_the_win_rate_against_the_seed(session: 
     rates = report["validation"]["win_rate"]
     assert rates["seed"]["raw"]["mean"] == pytest.approx((0.75 + 1.0 + 0) / 3)
     assert rates["parent"] == rates["seed"], "the parent is the seed"
-    assert rates["note"] is None
     assert rates["gain_in_share_over_parent"]["mean"] == pytest.approx((0.25 + 0.5 - 0.5) / 3)
 
 
@@ -190,28 +190,46 @@ def test_no_text_is_in_a_report(session: Session) -> None:
     assert "Prompt 1" not in str(report)
 
 
-def third_generation(session: Session, **given: Any) -> Any:
-    """The win rates of a model whose parent is not the seed."""
-    seed, dataset = factories.model(session), factories.dataset(session, train=3, validation=2)
-    parent: Model = factories.model(session, name="parent")
-    of_parent = {"parent_model_id": parent.id, "number": 2}
-    iteration: Iteration = running(session, dataset, seed, **of_parent, **given)
+def third_generation(
+    session: Session, seed: Any, parent: Any, chosen: Any, shares: Any = None, **given: Any
+) -> Any:
+    """The win rates of a model whose parent is not the seed, by what they wrote for validation and
+    the shares that the model won from the parent."""
+    of_seed, of_parent = factories.model(session), factories.model(session, name="parent")
+    dataset = factories.dataset(session, train=3, validation=len(chosen))
+    columns = {"parent_model_id": of_parent.id, "number": 2}
+    iteration: Iteration = running(session, dataset, of_seed, **columns, **given)
     checkpoint = trained(session, iteration, TRAINING)
-    evaluated(session, iteration, seed.id, [[Out(0.0)], [Out(0.0)]])
-    evaluated(session, iteration, parent.id, [[Out(2.0)], [Out(0.0)]])
-    evaluated(session, iteration, checkpoint.id, [[Out(1.0)], [Out(1.0)]])
+    evaluated(session, iteration, of_seed.id, seed)
+    evaluated(session, iteration, of_parent.id, parent)
+    evaluated(session, iteration, checkpoint.id, chosen)
+    if shares is not None:
+        compared(session, iteration, checkpoint.id, shares)
     return build_report(session, iteration, checkpoint.id)["validation"]["win_rate"]
 
 
 def test_a_parent_of_its_own_is_compared_with(session: Session) -> None:
-    rates = third_generation(session)
+    seed, parent, chosen = [[Out(0.0)]] * 2, [[Out(2.0)], [Out(0.0)]], [[Out(1.0)]] * 2
+    rates = third_generation(session, seed, parent, chosen)
     assert rates["seed"]["raw"]["mean"] == 1
     assert rates["parent"]["raw"]["mean"] == 0.5
-    assert rates["note"] is None
 
 
-def test_a_parent_that_a_judge_has_not_compared_with_is_said_to_be_none(session: Session) -> None:
-    rates = third_generation(session, config={"judge": PAIRWISE})
-    assert rates["seed"]["raw"]["mean"] == 1
-    assert (rates["parent"], rates["note"]) == (None, NOT_COMPARED)
-    assert rates["gain_in_share_over_parent"]["mean"] == 0
+def test_what_a_comparing_judge_said_of_model_and_parent_is_their_win_rate(
+    session: Session,
+) -> None:
+    times = 5  # as many prompts as a length-controlled rate takes
+    seed = [[Out(0.5)]] * 5 * times
+    parent = [[Out(1.0)], [Out(1.0)], [BROKEN], [BROKEN], [Out(1.0)]] * times
+    chosen = [[Out(0.5)], [Out(0.0)], [Out(1.0)], [BROKEN], [BROKEN]] * times
+    shares = [1.0, 0.25, None, None, None] * times
+    rates = third_generation(session, seed, parent, chosen, shares, config={"judge": PAIRWISE})
+    # By its comparison, by its comparison, none but its own, none at all, none but the parent's.
+    won = [1.0, 0.25, 1.0, 0.5, 0.0] * times
+    assert rates["parent"]["raw"] == evaluation.with_interval(won)
+    assert rates["parent"]["raw"]["mean"] == pytest.approx(0.55)
+    # Responses are as long as each other.
+    assert rates["parent"]["length_controlled"]["mean"] == pytest.approx(0.55, abs=0.01)
+    assert rates["seed"]["raw"]["mean"] == pytest.approx((0.5 + 0.0 + 1.0 + 0 + 0) / 5)
+    gain = rates["gain_in_share_over_parent"]["mean"]
+    assert gain == pytest.approx((-0.5 - 1.0 + 1.0 + 0 - 1.0) / 5)
