@@ -13,7 +13,7 @@ import pytest
 from services.cli.client import Client, Object
 from tests import scripted_engine
 from tests.access import HEADERS
-from tests.engine_scripts import Script, prefers_short, some_good_some_bad
+from tests.engine_scripts import Play, Script, prefers_short, some_good_some_bad
 from tests.platform import Platform, platform
 from tests.scripted_engine import ScriptedEngine
 from tests.waiting import until
@@ -141,6 +141,7 @@ def test_two_iterations_each_on_the_others_model_and_on_fresh_prompts(
         " JOIN prompts p ON p.id = c.prompt_id WHERE p.split = 'train'"
     )
     assert used == [(2 * 48, 24)]
+    assert not _comparisons(scripted, second["run_id"]), "the verifier compares nobody"
 
 
 def test_pairs_show_thoughts_to_nobody_without_the_key(
@@ -260,6 +261,48 @@ def test_a_chat_model_judges_responses_and_models(
     )
     assert result["calls"] == sum(n for kind, n in result.items() if kind.startswith("verdict_"))
     assert result["versions"]["judge"] == "pairwise/1"
+
+
+def test_a_comparing_judge_sets_a_model_beside_its_parent(
+    scripted: Scripted, script: Callable[[Script], None]
+) -> None:
+    """The seed, the parent and the model write known numbers of words, and the shorter wins."""
+    weights: list[str] = []
+
+    def learns(text: str, seed: int) -> str | Play:
+        held_out = re.search(r"number 10(\d)\.", text)
+        if held_out is None or "impartial judge" in text:
+            return prefers_short(text, seed)
+        if scripted.engine.label not in weights:
+            weights.append(scripted.engine.label)
+        words = HELD_OUT_WORDS[weights.index(scripted.engine.label)][int(held_out[1])]
+        return f"hm. {'<R>' if words else ''}{' word' * words}"
+
+    script(learns)
+    judge = {"kind": "pairwise", "model": "seed", "max_tokens": 256}
+    first, second = scripted.run(count=2, validation={"judge": judge})
+    for iteration in (first, second):
+        assert iteration["status"] == "succeeded", iteration["error"]
+    rates = [iteration["report"]["validation"]["win_rate"] for iteration in (first, second)]
+    assert rates[0]["parent"] == rates[0]["seed"]
+    assert rates[0]["seed"]["raw"]["mean"] == pytest.approx((1 + 1 + 1 + 1 + 0 + 1) / 6)
+    assert rates[1]["seed"]["raw"]["mean"] == pytest.approx((1 + 0.5 + 0 + 0 + 0.5 + 1) / 6)
+    raw = rates[1]["parent"]["raw"]
+    assert (raw["mean"], raw["n"]) == (pytest.approx((1 + 0 + 0 + 0 + 1 + 0.5) / 6), 6)
+    assert raw["low"] < raw["mean"] < raw["high"]
+    assert _comparisons(scripted, second["run_id"]) == [(2, "succeeded")]
+
+
+HELD_OUT_WORDS = [[3, 3, 3, 3, 3, 3], [2, 2, 2, 2, 0, 2], [1, 3, 4, 0, 3, 2]]
+"""Of the seed, its child and that one's child, by validation prompt; 0 for no response."""
+
+
+def _comparisons(scripted: Scripted, run_id: str) -> list[tuple[Any, ...]]:
+    """Of models with their parents in a run: by which iteration, and how they ended."""
+    return scripted.platform.sql(
+        "SELECT i.number, j.status FROM jobs j JOIN iterations i ON i.id = j.iteration_id"
+        f" WHERE j.step = 'evaluate-against-parent' AND i.run_id = '{run_id}'"
+    )
 
 
 def test_what_trl_refuses_is_said_and_mended_without_sampling_again(scripted: Scripted) -> None:
