@@ -93,6 +93,14 @@ def test_prompts() -> list[dict[str, object]]:
     return [row for row in rows if row["split"] == "test"]
 
 
+def more_prompts(train: int) -> list[dict[str, object]]:
+    """At least so many to train on, and to validate as many as ever; none of them of the test."""
+    each = -(-train // len(CATEGORIES)) + TEST_PROMPTS
+    held_out = {row["text"] for row in test_prompts()}
+    rows = prompts(CATEGORIES, SPLITS | {"train": each})
+    return [row for row in rows if row["text"] not in held_out]
+
+
 if __name__ == "__main__":
     PATH.write_text(jsonl(prompts(CATEGORIES)), encoding="utf-8")
     TEST_PATH.write_text(jsonl(test_prompts()), encoding="utf-8")

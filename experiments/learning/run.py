@@ -6,13 +6,18 @@ page. A run that was interrupted is taken up again where the data folder has it.
 
 import argparse
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
+from configs.demo.make_prompts import jsonl
 from experiments.learning.make_prompts import PATH as PROMPTS
+from experiments.learning.make_prompts import more_prompts
 from experiments.learning.measure import Services, measure
 from services.cli.client import Client
 from services.cli.datadir import DataDir
@@ -29,17 +34,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of sampling and of training")
     parser.add_argument("--data", type=Path, required=True, help="the platform's data folder")
     parser.add_argument("--out", type=Path, required=True, help="where the results go")
+    parser.add_argument("--prompts", type=int, help="of an iteration, where those shipped are few")
+    parser.add_argument("--arm", help="one of the two alone")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     config = yaml.safe_load(CONFIG.read_text())
     config["sampling"]["seed"] = config["training"]["seed"] = given.seed
     runs, arms = config.pop("runs"), config.pop("arms")
+    if given.arm:
+        arms = {given.arm: arms[given.arm]}
+    if given.prompts:
+        config |= {"prompts_per_iteration": given.prompts, "dataset": f"learning-{given.prompts}"}
     console = Console()
     with running(Options(DataDir(given.data)), console.print, console.print) as stack:
         client = Client(stack.url, stack.key)
         prepare_model(client, console)
         if client.dataset(config["dataset"]) is None:
-            client.upload_dataset(config["dataset"], PROMPTS)
+            with _prompts(given.prompts, runs) as file:
+                client.upload_dataset(config["dataset"], file)
         addresses = ("FORETHOUGHT_GENERATE_URL", "FORETHOUGHT_JUDGE_URL")
         services = Services(*(ServiceClient(stack.env[name], stack.key) for name in addresses))
         results = {}
@@ -48,6 +60,18 @@ def main() -> None:
             models = _train(client, console, base, runs, given.out)
             results[arm] = _measure(services, models, thought_format, config["sampling"])
             (given.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+@contextmanager
+def _prompts(an_iteration: int | None, runs: list[dict[str, Any]]) -> Iterator[Path]:
+    if an_iteration is None:
+        yield PROMPTS
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / PROMPTS.name
+        iterations = sum(run["count"] for run in runs)
+        file.write_text(jsonl(more_prompts(an_iteration * iterations)), encoding="utf-8")
+        yield file
 
 
 def _train(

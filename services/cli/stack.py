@@ -21,6 +21,8 @@ from shared.keys import EVERY_SCOPE
 
 DEFAULT_PORT = 8000
 JOB_SERVICES = ("generate", "judge", "train")
+GPU_SHARES = {"worker": 0.6, "inference": 0.3}
+"""Of a GPU's memory, which both engines use here; a training has the worker's, asleep meanwhile."""
 Say = Callable[[str], None]
 
 
@@ -181,10 +183,17 @@ def _background(env: Mapping[str, str]) -> list[Service]:
     # These ask no service, and may run a reward model's own code.
     keyless = {name: value for name, value in env.items() if name != "FORETHOUGHT_SERVICE_KEY"}
     port = int(env.get("FORETHOUGHT_METRICS_PORT") or 0)
-    inference = keyless | ({"FORETHOUGHT_METRICS_PORT": str(port + 1)} if port else {})
+    inference = {"FORETHOUGHT_METRICS_PORT": str(port + 1)} if port else {}
     # On a stop they end their engines and stages, and give back the shards in work.
     return [
         Service("loop", _python("services.coordinator.loop"), env=env),
-        Service("worker", _python("celery", *worker), env=keyless, stop_timeout_s=15.0),
-        Service("inference", _python("workers.inference"), env=inference, stop_timeout_s=15.0),
+        _with_engine("worker", _python("celery", *worker), keyless),
+        _with_engine("inference", _python("workers.inference"), keyless | inference),
     ]
+
+
+def _with_engine(name: str, command: list[str], env: Mapping[str, str]) -> Service:
+    """What the caller says of engines comes last, and rules; on a CPU a share says nothing."""
+    args = f"--gpu-memory-utilization {GPU_SHARES[name]} {env.get('FORETHOUGHT_ENGINE_ARGS', '')}"
+    own = {"FORETHOUGHT_ENGINE_ARGS": args.strip()}
+    return Service(name, command, env={**env, **own}, stop_timeout_s=15.0)

@@ -39,6 +39,7 @@ POLL_SECONDS = 0.25
 SETTINGS = {
     "FORETHOUGHT_MAX_MODEL_LEN": str(CONTEXT),
     "FORETHOUGHT_MAX_NUM_SEQS": str(SEQUENCES),
+    "FORETHOUGHT_ENGINE_ARGS": "--gpu-memory-utilization 0.4",  # both engines may have one GPU
 }
 
 

@@ -16,6 +16,7 @@ from services.cli.datadir import DataDir
 from services.cli.ports import listen, port_of
 from tests.access import bearer
 from tests.waiting import PATIENCE_SECONDS, until
+from workers.judges.reward_runners import SLEEPERS_SHARE, gpu_share
 
 pytestmark = pytest.mark.slow
 UP = [sys.executable, "-m", "services.cli", "up"]
@@ -94,6 +95,20 @@ def test_inference_shows_its_figures_on_the_port_after_the_workers() -> None:
     started = {service.name: service.env or {} for service in stack._background(env)}
     assert started["worker"]["FORETHOUGHT_METRICS_PORT"] == "9000"
     assert started["inference"]["FORETHOUGHT_METRICS_PORT"] == "9001"
+
+
+def test_two_engines_share_a_gpu_unless_told_otherwise() -> None:
+    def shares(**env: str) -> list[float]:
+        started = {service.name: service.env or {} for service in stack._background(env)}
+        return [
+            gpu_share(started[name]["FORETHOUGHT_ENGINE_ARGS"]) + SLEEPERS_SHARE
+            for name in ("worker", "inference")
+        ]
+
+    assert shares() == pytest.approx([0.6, 0.3])
+    assert shares(FORETHOUGHT_ENGINE_ARGS="--enforce-eager") == pytest.approx([0.6, 0.3])
+    told = "--gpu-memory-utilization 0.45"
+    assert shares(FORETHOUGHT_ENGINE_ARGS=told) == pytest.approx([0.45, 0.45])
 
 
 def test_a_taken_port_that_was_asked_for_is_an_error(data: DataDir) -> None:
