@@ -34,6 +34,7 @@ from workers.prompts import ShardPrompt
 PROMPTS = Path(__file__).parents[2] / "configs" / "demo" / "prompts.jsonl"
 CONTEXT = 2048
 SEQUENCES = 256
+LOG_CHARACTERS = 4000
 POLL_SECONDS = 0.25
 """Asking more often takes from the engine what it would measure: there are two cores."""
 SETTINGS = {
@@ -60,9 +61,9 @@ def main() -> None:
             platform = Platform(stack, args)
             console.print("starting the platform's engine")
             platform.run(_texts(-1, 2))
-            folder = _folder_of(stack.env, model)
             console.print("starting bare vLLM")
-            with Bare(folder, args) as bare:
+            log = options.data.logs / "bare-vllm.log"
+            with Bare(_folder_of(stack.env, model), args, log) as bare:
                 bare.run(_texts(-1, 2))
                 _compare(bare, platform, args, console)
 
@@ -135,15 +136,15 @@ class Platform:
 
 
 class Bare:
-    def __init__(self, model: str, args: argparse.Namespace) -> None:
-        self._args = args
+    def __init__(self, model: str, args: argparse.Namespace, log: Path) -> None:
+        self._args, self._log = args, log
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "tests.bench.bare_vllm"),
                 *engine_flags(get_settings(), Path(model)),
             ],
             env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
+            stderr=self._log.open("w"), text=True,
         )  # fmt: skip
 
     def __enter__(self) -> "Bare":
@@ -170,7 +171,10 @@ class Bare:
 
     def _read(self) -> dict[str, float]:
         assert self._process.stdout is not None
-        answer: dict[str, float] = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"bare vLLM ended:\n{self._log.read_text()[-LOG_CHARACTERS:]}")
+        answer: dict[str, float] = json.loads(line)
         return answer
 
 
