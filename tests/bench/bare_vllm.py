@@ -11,16 +11,16 @@ import os
 import sys
 import time
 
-from vllm import LLM, EngineArgs, SamplingParams
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-
 
 def main() -> None:
-    parser = FlexibleArgumentParser(description=__doc__)
-    args = EngineArgs.add_cli_args(parser).parse_args()
-    # vLLM and its processes print; the answers must not be among it.
+    # vLLM and its processes print, from its import on; the answers must not be among it.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    from vllm import LLM, EngineArgs, SamplingParams  # noqa: PLC0415
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
+
+    parser = FlexibleArgumentParser(description=__doc__)
+    args = EngineArgs.add_cli_args(parser).parse_args()
     llm = LLM.from_engine_args(EngineArgs.from_cli_args(args))
     print(json.dumps({"ready": True}), file=out, flush=True)
     for line in sys.stdin:
