@@ -237,33 +237,7 @@ def test_budgets_beyond_the_context_are_named(scripted: Scripted) -> None:
     assert "3000 tokens of thought and 60 of response" in error["message"]
 
 
-def test_a_chat_model_judges_responses_and_models(
-    scripted: Scripted, script: Callable[[Script], None]
-) -> None:
-    script(prefers_short)
-    judge = {"kind": "pairwise", "model": "seed", "share": 0.5, "max_tokens": 256}
-    [iteration] = scripted.run(judge=judge)
-    assert iteration["status"] == "succeeded", iteration["error"]
-    validation = iteration["report"]["validation"]
-    # Against itself a response has a half, and none where it does not parse.
-    assert 0 < validation["seed_score"] <= 0.5
-    assert 0 <= validation["score"] <= 1
-    pairs = scripted.platform.sql(
-        "SELECT c.response_tokens, r.response_tokens FROM pairs p"
-        " JOIN completions c ON c.id = p.chosen_id JOIN completions r ON r.id = p.rejected_id"
-        f" WHERE p.iteration_id = '{iteration['id']}' AND r.response_start IS NOT NULL"
-    )
-    assert pairs
-    assert all(chosen < rejected for chosen, rejected in pairs)
-    [[result]] = scripted.platform.sql(
-        "SELECT result FROM jobs WHERE kind = 'judge' AND step = 'judge'"
-        f" AND iteration_id = '{iteration['id']}'"
-    )
-    assert result["calls"] == sum(n for kind, n in result.items() if kind.startswith("verdict_"))
-    assert result["versions"]["judge"] == "pairwise/1"
-
-
-def test_a_comparing_judge_sets_a_model_beside_its_parent(
+def test_a_chat_model_compares_responses_and_models(
     scripted: Scripted, script: Callable[[Script], None]
 ) -> None:
     """The seed, the parent and the model write known numbers of words, and the shorter wins."""
@@ -280,7 +254,7 @@ def test_a_comparing_judge_sets_a_model_beside_its_parent(
 
     script(learns)
     judge = {"kind": "pairwise", "model": "seed", "max_tokens": 256}
-    first, second = scripted.run(count=2, validation={"judge": judge})
+    first, second = scripted.run(count=2, judge=judge | {"share": 0.5}, validation={"judge": judge})
     for iteration in (first, second):
         assert iteration["status"] == "succeeded", iteration["error"]
     rates = [iteration["report"]["validation"]["win_rate"] for iteration in (first, second)]
@@ -291,6 +265,19 @@ def test_a_comparing_judge_sets_a_model_beside_its_parent(
     assert (raw["mean"], raw["n"]) == (pytest.approx((1 + 0 + 0 + 0 + 1 + 0.5) / 6), 6)
     assert raw["low"] < raw["mean"] < raw["high"]
     assert _comparisons(scripted, second["run_id"]) == [(2, "succeeded")]
+    pairs = scripted.platform.sql(
+        "SELECT c.response_tokens, r.response_tokens FROM pairs p"
+        " JOIN completions c ON c.id = p.chosen_id JOIN completions r ON r.id = p.rejected_id"
+        f" WHERE p.iteration_id = '{first['id']}' AND r.response_start IS NOT NULL"
+    )
+    assert pairs
+    assert all(chosen < rejected for chosen, rejected in pairs)
+    [[result]] = scripted.platform.sql(
+        "SELECT result FROM jobs WHERE kind = 'judge' AND step = 'judge'"
+        f" AND iteration_id = '{first['id']}'"
+    )
+    assert result["calls"] == sum(n for kind, n in result.items() if kind.startswith("verdict_"))
+    assert result["versions"]["judge"] == "pairwise/1"
 
 
 HELD_OUT_WORDS = [[3, 3, 3, 3, 3, 3], [2, 2, 2, 2, 0, 2], [1, 3, 4, 0, 3, 2]]
