@@ -54,7 +54,6 @@ fi
 rm -f "$STAMP"
 
 echo "setup: installing into .venv (about 1 GB to download, some minutes the first time)"
-# Python compiles what is imported, a fraction of it, when it is.
 pip install --no-deps --no-compile -r "$LOCK"
 if .venv/bin/python -c "import importlib.metadata as m, sys; sys.exit(m.version('torch').split('+')[0] != '$TORCH')" 2>/dev/null; then
     : # already there
@@ -62,6 +61,9 @@ elif ! pip install --no-deps --no-compile "torch==$TORCH+cpu"; then
     echo "setup: pip finds no CPU build of torch; taking the package index's own, which is larger and runs on a CPU too"
     pip install --no-compile --constraint "$LOCK" "torch==$TORCH"
 fi
+# On every core, where pip compiles on one; without it, each process does where Python is told to
+# write no bytecode, as in many containers. Some packages hold files that do not compile.
+.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 pip install --no-deps --no-build-isolation --editable .
 printf '%s' "$KEY" > "$STAMP"
 echo "setup: done"
