@@ -257,6 +257,10 @@ def test_a_chat_model_compares_responses_and_models(
     first, second = scripted.run(count=2, judge=judge | {"share": 0.5}, validation={"judge": judge})
     for iteration in (first, second):
         assert iteration["status"] == "succeeded", iteration["error"]
+    validation = first["report"]["validation"]
+    # Against itself a response has a half, and none where it does not parse.
+    assert 0 < validation["seed_score"] <= 0.5
+    assert 0 <= validation["score"] <= 1
     rates = [iteration["report"]["validation"]["win_rate"] for iteration in (first, second)]
     assert rates[0]["parent"] == rates[0]["seed"]
     assert rates[0]["seed"]["raw"]["mean"] == pytest.approx((1 + 1 + 1 + 1 + 0 + 1) / 6)

@@ -40,7 +40,6 @@ POLL_SECONDS = 0.25
 SETTINGS = {
     "FORETHOUGHT_MAX_MODEL_LEN": str(CONTEXT),
     "FORETHOUGHT_MAX_NUM_SEQS": str(SEQUENCES),
-    "FORETHOUGHT_ENGINE_ARGS": "--gpu-memory-utilization 0.4",  # both engines may have one GPU
 }
 
 
@@ -54,6 +53,8 @@ def main() -> None:
     args = parser.parse_args()
     console = Console()
     os.environ.update(SETTINGS)
+    # Both engines may have one GPU.
+    os.environ.setdefault("FORETHOUGHT_ENGINE_ARGS", "--gpu-memory-utilization 0.4")
     with tempfile.TemporaryDirectory(prefix="forethought-bench-") as folder:
         options = Options(DataDir(Path(folder)))
         with running(options, console.print, console.print) as stack:
