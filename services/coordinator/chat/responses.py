@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 
 from services.coordinator.chat.merge import begun, merged
-from services.coordinator.chat.responses_schema import ResponsesRequest
+from services.coordinator.chat.responses_schema import ResponsesRequest, in_its_names
 from services.coordinator.chat.turn import Turn, Usage
-from shared.errors import PlatformError
+from shared.errors import InvalidRequest, PlatformError
 
 Body = dict[str, Any]
 
@@ -58,6 +58,8 @@ class Response:
 
     def failed(self, error: PlatformError) -> bytes:
         """The event that ends a stream which cannot go on."""
+        if isinstance(error, InvalidRequest):
+            error = in_its_names(error)
         body = self._body("failed", error={"code": error.code, "message": error.message})
         return self._event("response.failed", response=body)
 

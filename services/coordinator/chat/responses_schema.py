@@ -14,6 +14,7 @@ from services.coordinator.chat.schema import (
     ResponseFormat,
     as_text,
 )
+from shared.errors import InvalidRequest
 from shared.schemas import Effort
 
 UNSUPPORTED = (
@@ -26,6 +27,8 @@ OF_CHAT = (
     "response_format",
 )
 """What chat completions take, and responses by another name or not at all."""
+RENAMED = {"messages": "input", "response_format": "text.format"}
+"""Fields of chat completions that are refused once a turn has begun."""
 
 
 class InputMessage(Lenient):
@@ -128,3 +131,12 @@ class ResponsesRequest(Lenient):
             top_p=self.top_p,
             stream=self.stream,
         )
+
+
+def in_its_names(error: InvalidRequest) -> InvalidRequest:
+    """What refuses a field of `as_chat`, naming the one that the caller sent."""
+    name = error.param
+    if name not in RENAMED:
+        return error
+    message = RENAMED[name] + error.message.removeprefix(name)
+    return InvalidRequest(message, param=RENAMED[name], code=error.code)

@@ -9,12 +9,12 @@ from fastapi.responses import Response
 from services.coordinator.chat import completions, serving
 from services.coordinator.chat.admission import EventStream, in_a_place, or_disconnect
 from services.coordinator.chat.responses import Response as ModelResponse
-from services.coordinator.chat.responses_schema import ResponsesRequest
+from services.coordinator.chat.responses_schema import ResponsesRequest, in_its_names
 from services.coordinator.chat.schema import ChatRequest
 from services.coordinator.chat.served_model import ServedModel
 from services.coordinator.chat.serving import CACHE
 from services.coordinator.chat.turn import prepare
-from shared.errors import PlatformError
+from shared.errors import InvalidRequest, PlatformError
 
 router = APIRouter(prefix="/v1", tags=["chat"])
 lifespan = serving.lifespan
@@ -55,10 +55,13 @@ async def responses(request: ResponsesRequest, http: Request) -> Response:
 
     async def answer() -> Response:
         chat = request.as_chat()
-        response = ModelResponse(request, await prepare(chat, await CACHE.named(chat.model)))
-        if request.stream:
-            return EventStream(response.stream(), response.failed)
-        return _json(await or_disconnect(http.receive, response.whole()))
+        try:
+            response = ModelResponse(request, await prepare(chat, await CACHE.named(chat.model)))
+            if request.stream:
+                return EventStream(response.stream(), response.failed)
+            return _json(await or_disconnect(http.receive, response.whole()))
+        except InvalidRequest as error:
+            raise in_its_names(error) from None
 
     return await in_a_place(answer)
 

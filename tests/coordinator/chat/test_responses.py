@@ -78,6 +78,33 @@ def test_thoughts_of_others_are_not_fed_back(
     assert "assistant\nHi." in prompt
 
 
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"input": "word " * 5000}, "input"),
+        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+    ],
+)
+def test_what_is_refused_in_the_middle_is_named_as_it_was_sent(
+    served: str,
+    scripted: ScriptedEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    param: str,
+) -> None:
+    monkeypatch.setattr(scripted, "refuses", "response_format")
+    scripted.script = script("{}")
+    body = {"model": "demo", "input": "Hi"} | change
+    answer = httpx2.post(f"{served}/v1/responses", json=body, headers=HEADERS)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert error["message"].startswith(f"{param}: ")
+    streamed = httpx2.post(
+        f"{served}/v1/responses", json=body | {"stream": True}, headers=HEADERS
+    ).text
+    assert f'"message":"{param}: ' in streamed
+
+
 def test_a_stream_that_fails_says_so(client: openai.OpenAI, scripted: ScriptedEngine) -> None:
     scripted.script = script(Play(f"{SECRET} two.", fails_after=0))
     events = list(client.responses.create(model="demo", input="Go on.", stream=True))
