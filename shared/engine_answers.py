@@ -1,6 +1,6 @@
 """What a vLLM server answers: samples, pieces of a stream, errors.
 
-EngineError(PlatformError)  502  it answered with an error
+EngineFailed(PlatformError) 502  it answered with an error
 ├── EngineAway              503  it cannot be reached, went away in the middle, or gave a request up
 └── EngineRefused           400  it finds the request itself wrong, such as too long a prompt
 """
@@ -18,7 +18,7 @@ from shared.errors import PlatformError
 DETAIL_BYTES = 2000
 
 
-class EngineError(PlatformError):
+class EngineFailed(PlatformError):
     """The engine answered with an error. `field` is the one that it names of its request, and
     `detail` the end of its own words: they may hold what a model wrote, so they are in no
     message."""
@@ -41,12 +41,12 @@ class EngineError(PlatformError):
         self.detail = detail
 
 
-class EngineAway(EngineError):
+class EngineAway(EngineFailed):
     status = 503
     code = "engine_away"
 
 
-class EngineRefused(EngineError):
+class EngineRefused(EngineFailed):
     status = 400
     type = "invalid_request_error"
     code = "engine_refused"
@@ -158,9 +158,9 @@ class engine_errors:
             raise EngineAway(message, retry_after=5) from error
 
 
-def error_of(status: int, content: bytes) -> EngineError:
+def error_of(status: int, content: bytes) -> EngineFailed:
     """Of an answer with such a status and body."""
-    kind = EngineAway if status == 503 else EngineRefused if status < 500 else EngineError
+    kind = EngineAway if status == 503 else EngineRefused if status < 500 else EngineFailed
     return kind(
         f"the engine answered with status {status}",
         engine_status=status,

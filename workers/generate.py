@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from shared import jobs
 from shared.db import patiently, transaction
-from shared.engine_answers import EngineError, EngineRefused
+from shared.engine_answers import EngineFailed, EngineRefused
 from shared.engine_client import EngineClient
 from shared.formats import ThoughtFormat
 from shared.generation import Output, think_then_respond
@@ -67,12 +67,12 @@ class Generation:
         self._target = 2 * get_settings().max_num_seqs
         self._under_way = 0
         self._freed = asyncio.Event()
-        self._engine_error: EngineError | None = None
+        self._engine_error: EngineFailed | None = None
         self._versions: dict[str, str] = {}
         self._room = Room(client, self._format, self._sampling)
 
     async def run(self) -> None:
-        """Until no shard can be taken. Raises `EngineError`, and leaves shards, when the engine
+        """Until no shard can be taken. Raises `EngineFailed`, and leaves shards, when the engine
         has failed."""
         self._versions = {"vllm": await self._client.version()}
         await self._room.check(self._held.job_id)
@@ -135,7 +135,7 @@ class Generation:
             await asyncio.to_thread(
                 self._held.fail, claim, StageError(error.message, code=error.code)
             )
-        except EngineError as error:
+        except EngineFailed as error:
             # Other shards would fail alike. The worker gives back what this process holds, and
             # looks after its engine before it runs this stage again.
             self._engine_error = error

@@ -12,7 +12,7 @@ import psycopg
 
 from shared import jobs, log
 from shared.db import is_away, is_full, patiently, transaction
-from shared.engine_answers import EngineError
+from shared.engine_answers import EngineFailed
 from shared.jobs import LeaseLost
 from shared.settings import get_settings
 from workers.exhausted import DISK_FULL, disk_full_message, exit_status
@@ -54,7 +54,7 @@ def start(args: argparse.Namespace, run: Callable[[], None]) -> None:
             run()
         except StageError as error:
             _fail(args.job, error)
-        except EngineError as error:
+        except EngineFailed as error:
             logger.warning("left, for the engine failed: %s", error.message)
             sys.exit(ENGINE_FAILED)
         except LeaseLost:

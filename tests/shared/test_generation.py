@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.engine_answers import EngineAway, EngineError, EngineRefused
+from shared.engine_answers import EngineAway, EngineFailed, EngineRefused
 from shared.engine_client import EngineClient
 from shared.formats import FORMATS, THINK, ThoughtFormat
 from shared.generation import Output, think, think_then_respond
@@ -225,10 +225,10 @@ def test_a_response_that_has_no_room_left_is_truncated(run: Run, engine: Scripte
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(500, EngineError), (503, EngineAway), (400, EngineRefused)]
+    ("status", "kind"), [(500, EngineFailed), (503, EngineAway), (400, EngineRefused)]
 )
 def test_an_engines_own_words_are_in_no_message(
-    run: Run, engine: ScriptedEngine, status: int, kind: type[EngineError]
+    run: Run, engine: ScriptedEngine, status: int, kind: type[EngineFailed]
 ) -> None:
     engine.status = status
     try:

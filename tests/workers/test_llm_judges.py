@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from shared import jobs, log
 from shared.db import transaction
-from shared.engine_answers import EngineError
+from shared.engine_answers import EngineFailed
 from shared.jobs import NewShard
 from shared.judge_specs import AnySpec, judge_spec
 from shared.models import JobKind, JudgeAnswer
@@ -146,7 +146,7 @@ class TestPairwise:
     def test_an_engine_that_fails_is_for_the_worker(self) -> None:
         with (
             judging(lambda _: Reply(status=500), PAIRWISE) as (judge, _),
-            pytest.raises(EngineError),
+            pytest.raises(EngineFailed),
         ):
             judge.score([item("a"), item("b")])
 

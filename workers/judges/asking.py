@@ -15,7 +15,7 @@ import httpx2
 import openai
 from pydantic import dataclasses as checked
 
-from shared.engine_answers import EngineError
+from shared.engine_answers import EngineFailed
 from shared.engine_client import KEEP_ALIVE_SECONDS
 from shared.settings import get_settings
 from workers.engine_process import MODEL_NAME
@@ -105,7 +105,7 @@ class NoChoice(Exception):
 
 
 class EngineAsker:
-    """The worker's engine. Raises `EngineError` when it fails."""
+    """The worker's engine. Raises `EngineFailed` when it fails."""
 
     price_in = price_out = 0.0
 
@@ -129,7 +129,7 @@ class EngineAsker:
             message = f"the judge's engine refuses the request ({field_of(error)})"
             raise StageError(message, code="judge_refused", param="judge") from None
         except (openai.APIError, NoChoice) as error:
-            raise EngineError(f"the judge's engine failed ({type(error).__name__})") from error
+            raise EngineFailed(f"the judge's engine failed ({type(error).__name__})") from error
 
     async def __aenter__(self) -> Self:
         return self

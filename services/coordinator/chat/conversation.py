@@ -6,7 +6,7 @@ import orjson
 
 from services.coordinator.chat.schema import ChatRequest, JsonObject
 from services.coordinator.chat.serving import Served
-from shared.engine_answers import EngineAway, EngineError, EngineRefused
+from shared.engine_answers import EngineAway, EngineFailed, EngineRefused
 from shared.errors import InvalidRequest, PlatformError, Unavailable
 
 ORDERS = 1000
@@ -33,7 +33,7 @@ class Conversation:
         question["content"] = served.model.format.prompt(question["content"])
         try:
             longest = await served.engine.max_model_len()
-        except EngineError as error:
+        except EngineFailed as error:
             raise without_detail(error) from None
         shown = [] if request.tool_choice == "none" else request.tools
         return cls(served, longest, messages, [tool.model_dump() for tool in shown])
@@ -48,7 +48,7 @@ class Conversation:
             raise InvalidRequest(
                 "messages: the model's chat template refuses this order of roles", param="messages"
             ) from None
-        except EngineError as error:
+        except EngineFailed as error:
             raise without_detail(error) from None
         if len(prompt_ids) >= self.longest:
             raise InvalidRequest(
@@ -78,7 +78,7 @@ class Conversation:
         return tuple(message["role"] for message in self.messages)
 
 
-def without_detail(error: EngineError) -> PlatformError:
+def without_detail(error: EngineFailed) -> PlatformError:
     """The engine's own words may hold what a model wrote."""
     if isinstance(error, EngineAway):
         return Unavailable("the model is not ready; retry shortly", retry_after=5)

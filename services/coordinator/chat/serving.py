@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from services.coordinator.chat import served_model, tool_calls
 from services.coordinator.chat.served_model import NOTHING_PROMOTED, ServedModel
-from shared.engine_answers import EngineError, EngineRefused
+from shared.engine_answers import EngineFailed, EngineRefused
 from shared.engine_client import EngineClient
 from shared.errors import InvalidRequest, NotFound, Unavailable
 
@@ -50,7 +50,7 @@ class Served:
         """Raises `Unavailable` unless the engine has this model's weights."""
         try:
             label = await self.engine.weight_version()
-        except EngineError:
+        except EngineFailed:
             label = None
         if label != self.model.weights_sha256:
             raise _replaced()

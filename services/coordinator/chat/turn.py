@@ -17,7 +17,7 @@ from services.coordinator.chat.schema import ChatRequest
 from services.coordinator.chat.second_phase import SecondPhase
 from services.coordinator.chat.serving import CACHE, Served
 from services.coordinator.chat.tool_calls import ToolCallReader
-from shared.engine_answers import EngineError, EngineRefused
+from shared.engine_answers import EngineFailed, EngineRefused
 from shared.errors import InvalidRequest, PlatformError
 from shared.generation import SEEDS, render_and_think, think
 from shared.schemas import GREEDY_BELOW
@@ -95,7 +95,7 @@ class Turn:
         CACHE.check_still(self.served)
         try:
             await draw()
-        except EngineError as error:
+        except EngineFailed as error:
             raise without_detail(error) from None
         if not CACHE.is_sure(self.served):
             await self.served.confirm()
@@ -149,7 +149,7 @@ class Turn:
                     yield reader.read(piece)
         except EngineRefused as error:
             raise self._named(error) from None
-        except EngineError as error:
+        except EngineFailed as error:
             raise without_detail(error) from None
         finally:
             metrics.LEAKS_BLOCKED.inc(reader.hidden)
