@@ -63,7 +63,7 @@ elif ! pip install --no-deps --no-compile "torch==$TORCH+cpu"; then
 fi
 # On every core, where pip compiles on one; without it, each process does where Python is told to
 # write no bytecode, as in many containers. Some packages hold files that do not compile.
-.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
+.venv/bin/python -m compileall -qq -j 0 .venv/lib shared services workers || true
 pip install --no-deps --no-build-isolation --editable .
 printf '%s' "$KEY" > "$STAMP"
 echo "setup: done"

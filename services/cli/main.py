@@ -4,14 +4,12 @@ import importlib.metadata
 import sys
 import time
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from services.cli import (
-    ask,
-    demo,
     doctor,
     export_commands,
     iterate_commands,
@@ -103,6 +101,8 @@ def _shown_key(platform: stack.Stack, options: stack.Options) -> str:
 @app.command("demo")
 def demo_(data_dir: DataOption = DEFAULT) -> None:
     """Run two iterations on the bundled model and chat with the result."""
+    from services.cli import demo  # noqa: PLC0415 (openai takes longer to load than all the rest)
+
     with readable_errors(), stoppable():
         try:
             demo.run(DataDir(data_dir), out)
@@ -127,23 +127,26 @@ def chat(
     data_dir: DataOption = DEFAULT,
 ) -> None:
     """Chat with the model that is served; its thoughts stay hidden."""
+    from services.cli import ask  # noqa: PLC0415 (openai, as above)
+
     with readable_errors():
         platform = connect(DataDir(data_dir))
         client = ask.chat_client(platform.url, platform.key)
         name = model or ask.default_model(client)
         if message is not None:
-            _answer(client, name, [{"role": "user", "content": message}])
+            _print(ask.stream(client, name, [{"role": "user", "content": message}]))
             return
         messages: ask.Messages = []
         for question in _questions():
             messages.append({"role": "user", "content": question})
-            answer = _answer(client, name, messages)
+            answer = _print(ask.stream(client, name, messages))
             messages.append({"role": "assistant", "content": answer})
 
 
-def _answer(client: Any, model: str, messages: ask.Messages) -> str:
+def _print(stream: Iterator[str]) -> str:
+    """The pieces as they come; returns them as one."""
     pieces = []
-    for piece in ask.stream(client, model, messages):
+    for piece in stream:
         out.print(piece, end="", markup=False)
         pieces.append(piece)
     out.print()
