@@ -48,6 +48,7 @@ def release(
     held = session.scalars(
         select(Shard)
         .where(Shard.job_id == job_id, Shard.worker == worker, Shard.status == Status.running)
+        .order_by(Shard.index)
         .with_for_update()  # another may be taking over what has expired
     ).all()
     if held and not counts:
@@ -72,20 +73,27 @@ def sweep(
     A job is due when it has a shard to take and no message was sent for it lately: whatever
     Redis lost, delivered twice or delivers late changes nothing.
     """
-    expired = select(Shard).where(
-        settled(lease_seconds),
-        Shard.status == Status.running,
-        Shard.lease_until < func.clock_timestamp(),
-        Shard.attempt >= max_attempts,
+    expired = (
+        select(Shard)
+        .where(
+            settled(lease_seconds),
+            Shard.status == Status.running,
+            Shard.lease_until < func.clock_timestamp(),
+            Shard.attempt >= max_attempts,
+        )
+        .order_by(Shard.job_id, Shard.index)
+        .with_for_update(skip_locked=True)
     )
-    for shard in session.scalars(expired.with_for_update(skip_locked=True)):
+    for shard in session.scalars(expired).all():
+        shard.leases_lost += 1
+        if shard.token is None:
+            continue  # the one before it has ended their job, and all its shards
         error = shard.error or {
             "code": "worker_lost",
             "message": f"shard {shard.index} lost its worker {shard.worker} "
             f"{shard.attempt} times without an error of its own",
         }
         shard.status, shard.error, shard.token = Status.failed, error, None
-        shard.leases_lost += 1
         fail_job(session, shard.job_id, error)
     for job_id, upstream_id in session.execute(_waiting_in_vain()).all():
         message = f"generate job {upstream_id} ended without them all; resume it, then this one"

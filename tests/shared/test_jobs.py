@@ -172,6 +172,18 @@ def test_the_sweeper_quarantines_a_shard_that_killed_three_workers(session: Sess
     assert ended.error["code"] == "worker_lost"
 
 
+def test_of_several_shards_that_killed_three_workers_one_ends_the_job(session: Session) -> None:
+    job = submit(session)
+    while claim(session, job, lease=-1):
+        pass
+    due(session)
+    shards = session.scalars(select(Shard).where(Shard.job_id == job.id).order_by(Shard.index))
+    ends = [(shard.status, shard.leases_lost) for shard in shards]
+    assert ends == [(Status.failed, 3), (Status.cancelled, 3)]
+    assert job.error is not None
+    assert "shard 0" in job.error["message"]
+
+
 def test_the_sweeper_waits_a_lease_after_postgres_was_away(session: Session) -> None:
     job = submit(session, shards=1)
     for _ in range(3):
