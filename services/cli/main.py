@@ -101,7 +101,7 @@ def _shown_key(platform: stack.Stack, options: stack.Options) -> str:
 @app.command("demo")
 def demo_(data_dir: DataOption = DEFAULT) -> None:
     """Run two iterations on the bundled model and chat with the result."""
-    from services.cli import demo  # noqa: PLC0415 (openai takes longer to load than all the rest)
+    from services.cli import demo  # noqa: PLC0415 (openai: a third of a command's start)
 
     with readable_errors(), stoppable():
         try:
