@@ -39,7 +39,7 @@ USER 10001:10001
 # uvicorn's own variables. Open streams get 20 s at a stop, of the 30 s that a container has.
 ENV UVICORN_HOST=0.0.0.0 UVICORN_PORT=8000 UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=20 \
     UVICORN_ACCESS_LOG=false UVICORN_PROXY_HEADERS=false \
-    UVICORN_HTTP=shared.http_protocol:BoundedProtocol
+    UVICORN_HTTP=shared.web.http_protocol:BoundedProtocol
 EXPOSE 8000
 # Whether the database answers is for /readyz and who routes; a restart does not bring it back.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --start-interval=1s CMD \

@@ -1,4 +1,4 @@
-"""Every error a caller can react to; one function (`shared.error_response`) renders them all.
+"""Every error a caller can react to; one function (`shared.web.error_response`) renders them all.
 
 PlatformError               500
 ├── InvalidRequest          400  a field is wrong; `param` names it

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from shared.judge_specs import address
+from shared.schemas.judges import address
 
 
 class Settings(BaseSettings):

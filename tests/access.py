@@ -5,9 +5,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from shared.db import transaction
-from shared.keys import EVERY_SCOPE, digest, new_key
-from shared.models import ApiKey, Scope
+from shared.auth.keys import EVERY_SCOPE, digest, new_key
+from shared.db.engine import transaction
+from shared.db.tables import ApiKey, Scope
 
 SERVICE_KEY = "the-service-key-of-all-tests-together"
 

@@ -21,7 +21,10 @@ from sqlalchemy.orm import Session
 
 from services.cli.postgres import Postgres
 from services.cli.valkey import Valkey
-from shared import db, jobs, log, migrate
+from shared import log
+from shared.db import engine as db
+from shared.db import migrate
+from shared.jobs import lifecycle as jobs
 from shared.settings import get_settings
 from tests.access import SERVICE_KEY
 from tests.data_servers import empty_tables, serving
@@ -56,7 +59,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def postgres_url(pytestconfig: pytest.Config) -> Iterator[str]:
-    """A database at the newest schema; also what `shared.db` connects to."""
+    """A database at the newest schema; also what `shared.db.engine` connects to."""
     run_dir = pytestconfig.stash[RUN_DIR]
     postgres = Postgres(run_dir / "pg", run_dir)
     with serving(postgres.service(), run_dir, "-c", "fsync=off"):
@@ -68,7 +71,7 @@ def postgres_url(pytestconfig: pytest.Config) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def redis_url(pytestconfig: pytest.Config) -> Iterator[str]:
-    """A broker; also what `shared.broker` connects to."""
+    """A broker; also what `shared.jobs.broker` connects to."""
     run_dir = pytestconfig.stash[RUN_DIR]
     valkey = Valkey(run_dir)
     with serving(valkey.service(), run_dir):

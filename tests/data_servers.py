@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 
 from services.cli.processes import spawn, tail
 from services.cli.supervisor import Service
-from shared.models import Base
+from shared.db.tables import Base
 
 START_SECONDS = 60.0
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shared.formats import GENERIC
+from shared.thinking.formats import GENERIC
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ from sqlalchemy.orm import Session
 
 from services.coordinator.pairing import make_pairs
 from services.coordinator.state import COMPARISON, job_id
-from shared.formats import SPECIFIC
-from shared.judge_specs import judge_spec
-from shared.models import (
+from shared.db.tables import (
     Completion,
     Dataset,
     Evaluation,
@@ -27,7 +25,9 @@ from shared.models import (
     Split,
     Status,
 )
-from shared.schemas import IterationRequest
+from shared.schemas.judges import judge_spec
+from shared.schemas.requests import IterationRequest
+from shared.thinking.formats import SPECIFIC
 from tests import factories
 
 

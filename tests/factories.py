@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
-from shared.formats import GENERIC
-from shared.models import Dataset, Model, Prompt, Serving, Split
+from shared.db.tables import Dataset, Model, Prompt, Serving, Split
+from shared.thinking.formats import GENERIC
 
 CHECKS = [{"kind": "words", "at_most": 10, "at_least": None}]
 WEIGHTS = "0" * 64

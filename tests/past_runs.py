@@ -8,9 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from services.coordinator.state import job_id
-from shared.formats import SPECIFIC
-from shared.model_store import training_folder
-from shared.models import (
+from shared.db.tables import (
     Completion,
     Dataset,
     Iteration,
@@ -23,6 +21,8 @@ from shared.models import (
     Shard,
     Status,
 )
+from shared.registry.models import training_folder
+from shared.thinking.formats import SPECIFIC
 from tests import factories
 
 SAMPLES = {"generate": 4, "evaluate-generate:x": 2}

@@ -32,8 +32,8 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
 from services.cli.ports import listen, port_of
-from shared.http_protocol import BoundedProtocol
-from shared.schemas import GREEDY_BELOW
+from shared.schemas.requests import GREEDY_BELOW
+from shared.web.http_protocol import BoundedProtocol
 from tests.engine_scripts import Play, Script, chat, long_outputs
 from tests.waiting import until
 

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from services.coordinator.start import _refuse_untrainable
-from shared import judge_permissions
 from shared.errors import InvalidRequest
-from shared.formats import SPECIFIC
-from shared.schemas import IterationRequest
+from shared.schemas import judge_permissions
+from shared.schemas.requests import IterationRequest
 from shared.settings import Settings
+from shared.thinking.formats import SPECIFIC
 
 ROOT = Path(__file__).parents[1] / "configs"
 FILES = sorted([*ROOT.glob("iterations/*.yaml"), ROOT / "demo" / "demo.yaml"])
@@ -72,5 +72,5 @@ def test_only_armorm_needs_the_operators_leave(monkeypatch: pytest.MonkeyPatch) 
     text = (ROOT / "iterations" / "paper-armorm.yaml").read_text()
     _, _, rest = text.partition("FORETHOUGHT_REMOTE_CODE=")
     allowed = Settings(remote_code=rest.split()[0])
-    monkeypatch.setattr("shared.judge_permissions.get_settings", lambda: allowed)
+    monkeypatch.setattr("shared.schemas.judge_permissions.get_settings", lambda: allowed)
     judge_permissions.check(armorm, "judge")

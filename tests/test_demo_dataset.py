@@ -8,7 +8,7 @@ import pytest
 
 from configs.demo import make_prompts as demo
 from experiments.learning import make_prompts as learning
-from shared.schemas import InlinePrompt
+from shared.schemas.requests import InlinePrompt
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from sqlalchemy import Engine
 
 from services.coordinator.app import app as coordinator
 from services.judge.app import app as judge
-from shared.db import transaction
-from shared.job_routes import find_job
-from shared.models import JobKind
+from shared.db.engine import transaction
+from shared.db.tables import JobKind
+from shared.web.job_routes import find_job
 from tests import access, factories
 from workers import runtime, stage, tasks
 

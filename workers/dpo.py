@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 
-from shared.schemas import Training
+from shared.schemas.requests import Training
 from workers import lm_head, ranks
 from workers.movement import moved
 from workers.preference_data import TrainError

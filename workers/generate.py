@@ -15,17 +15,17 @@ from pathlib import Path
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from shared import jobs
-from shared.db import patiently, transaction
-from shared.engine_answers import EngineFailed, EngineRefused
-from shared.engine_client import EngineClient
-from shared.formats import ThoughtFormat
-from shared.generation import Output, think_then_respond
-from shared.jobs import Claim, LeaseLost
-from shared.models import Completion, Json, Model
-from shared.schemas import Sampling
+from shared.db.engine import patiently, transaction
+from shared.db.tables import Completion, Json, Model
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import Claim, LeaseLost
+from shared.schemas.requests import Sampling
 from shared.settings import get_settings
-from shared.together import together
+from shared.thinking.formats import ThoughtFormat
+from shared.thinking.generation import Output, think_then_respond
+from shared.vllm.answers import EngineFailed, EngineRefused
+from shared.vllm.client import EngineClient
+from shared.vllm.together import together
 from workers.leases import Leases, StageError, bound, leases
 from workers.prompts import ShardPrompt, load_prompts
 from workers.room import Room

@@ -19,9 +19,10 @@ from sqlalchemy import delete, func
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
-from shared import log, model_store
-from shared.db import notify, transaction
-from shared.models import Serving
+from shared import log
+from shared.db.engine import notify, transaction
+from shared.db.tables import Serving
+from shared.registry import models as model_store
 from shared.settings import get_settings
 from workers import engine_metrics
 from workers.engine import Engine, EngineError, EngineStartError, ModelWeights, SwapError

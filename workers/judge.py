@@ -16,11 +16,11 @@ from collections import Counter
 from sqlalchemy import delete, insert
 from sqlalchemy.orm import Session
 
-from shared import jobs
-from shared.db import listen, transaction
-from shared.jobs import Claim, LeaseLost
-from shared.judge_specs import Needs, judge_spec
-from shared.models import Json, JudgeAnswer, Judgment
+from shared.db.engine import listen, transaction
+from shared.db.tables import Json, JudgeAnswer, Judgment
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import Claim, LeaseLost
+from shared.schemas.judges import Needs, judge_spec
 from workers.judge_items import Answers, load
 from workers.judges import CannotJudge, Judge, Place, Score, make_judge
 from workers.leases import Leases, StageError, bound, leases

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared import jobs
-from shared.jobs import Claim
-from shared.models import Completion, Shard
-from shared.schemas import JudgeItem
+from shared.db.tables import Completion, Shard
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import Claim
+from shared.schemas.requests import JudgeItem
 from workers.prompts import ShardPrompt, load_prompts
 
 

@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from shared import jobs
 from shared import log as logs
-from shared.db import patiently, transaction
-from shared.jobs import Claim, LeaseLost
-from shared.models import Json
+from shared.db.engine import patiently, transaction
+from shared.db.tables import Json
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import Claim, LeaseLost
 from shared.settings import get_settings
 
 log = logging.getLogger(__name__)

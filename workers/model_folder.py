@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shared.formats import NATIVE, THINK, ThoughtFormat
+from shared.thinking.formats import NATIVE, THINK, ThoughtFormat
 from workers.durable import fsync, sync
 from workers.model_files import ModelFolderError, check_files
 from workers.weights import PROBE_FILE, weights_files

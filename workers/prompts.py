@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared.models import Dataset, IterationPrompt, Job, Json, Prompt, Shard, Split
+from shared.db.tables import Dataset, IterationPrompt, Job, Json, Prompt, Shard, Split
 
 
 @dataclass(frozen=True)

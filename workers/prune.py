@@ -13,13 +13,13 @@ from typing import cast
 from sqlalchemy import CursorResult, Delete, Update, delete, select, update
 from sqlalchemy.orm import Session
 
-from shared import jobs
-from shared.db import transaction
-from shared.jobs import Claim
-from shared.model_store import training_folder
-from shared.models import Completion, Job, JobKind, Json, JudgeAnswer, Model, Pair, Shard
-from shared.retention import unneeded, unpaired
-from shared.sharding import slices
+from shared.db.engine import transaction
+from shared.db.tables import Completion, Job, JobKind, Json, JudgeAnswer, Model, Pair, Shard
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import Claim
+from shared.jobs.sharding import slices
+from shared.registry.models import training_folder
+from shared.registry.retention import unneeded, unpaired
 from workers.leases import Leases, StageError, bound, leases
 from workers.stage import arguments, start
 from workers.training_files import CONFIG, LOG, METRICS, RESULT

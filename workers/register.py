@@ -10,12 +10,12 @@ from typing import cast
 from sqlalchemy import CursorResult, update
 from sqlalchemy.orm import Session
 
-from shared import jobs
-from shared.db import transaction
-from shared.formats import NATIVE
-from shared.jobs import Claim
-from shared.models import Json, Model
+from shared.db.engine import transaction
+from shared.db.tables import Json, Model
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import Claim
 from shared.settings import get_settings
+from shared.thinking.formats import NATIVE
 from workers.leases import Leases, StageError, bound, leases
 from workers.model_folder import native_format, opens_thought
 from workers.stage import arguments, start

@@ -3,10 +3,10 @@
 import asyncio
 import uuid
 
-from shared.db import patiently, transaction
-from shared.engine_client import EngineClient
-from shared.formats import ThoughtFormat
-from shared.schemas import Sampling
+from shared.db.engine import patiently, transaction
+from shared.schemas.requests import Sampling
+from shared.thinking.formats import ThoughtFormat
+from shared.vllm.client import EngineClient
 from workers.leases import StageError
 from workers.prompts import ShardPrompt, longer_prompts, place_of
 

@@ -19,10 +19,12 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import Event
 
-from shared import jobs, log, recovery
-from shared.db import patiently_if, transaction
-from shared.judge_specs import Needs, judge_spec
-from shared.models import Job, JobKind, Json, Model
+from shared import log
+from shared.db.engine import patiently_if, transaction
+from shared.db.tables import Job, JobKind, Json, Model
+from shared.jobs import lifecycle as jobs
+from shared.jobs import recovery
+from shared.schemas.judges import Needs, judge_spec
 from shared.settings import get_settings
 from workers.engine import Engine, EngineError, EngineStartError, ModelWeights
 from workers.leases import new_worker_name

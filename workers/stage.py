@@ -10,11 +10,12 @@ from typing import NoReturn
 
 import psycopg
 
-from shared import jobs, log
-from shared.db import is_away, is_full, patiently, transaction
-from shared.engine_answers import EngineFailed
-from shared.jobs import LeaseLost
+from shared import log
+from shared.db.engine import is_away, is_full, patiently, transaction
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import LeaseLost
 from shared.settings import get_settings
+from shared.vllm.answers import EngineFailed
 from workers.exhausted import DISK_FULL, disk_full_message, exit_status
 from workers.leases import StageError, new_worker_name
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import DBAPIError
 
-from shared import jobs
-from shared.db import transaction
-from shared.models import Job
+from shared.db.engine import transaction
+from shared.db.tables import Job
+from shared.jobs import lifecycle as jobs
 from shared.settings import get_settings
 from workers.engine import Engine, EngineError
 

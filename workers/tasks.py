@@ -11,8 +11,8 @@ from typing import Any
 from celery.signals import setup_logging, worker_init, worker_shutting_down
 
 from shared import log
-from shared.broker import celery
-from shared.models import JobKind
+from shared.db.tables import JobKind
+from shared.jobs.broker import celery
 from workers import engine_metrics
 from workers.runtime import Runtime
 

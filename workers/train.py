@@ -31,7 +31,7 @@ from peft import LoraConfig
 from pydantic import BaseModel, ConfigDict
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from shared.schemas import Training
+from shared.schemas.requests import Training
 from workers import ranks
 from workers import training_files as files
 from workers.checkpoints import Recorder, changed_fraction, read_metrics

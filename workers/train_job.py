@@ -22,14 +22,14 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
-from shared import jobs
-from shared.db import transaction
-from shared.formats import ThoughtFormat
-from shared.jobs import Claim
-from shared.lineage import checkpoint_lineage, iteration_of
-from shared.model_store import training_folder
-from shared.models import Completion, Iteration, Json, Model, Pair, Prompt
+from shared.db.engine import transaction
+from shared.db.tables import Completion, Iteration, Json, Model, Pair, Prompt
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import Claim
+from shared.registry.lineage import checkpoint_lineage, iteration_of
+from shared.registry.models import training_folder
 from shared.settings import get_settings
+from shared.thinking.formats import ThoughtFormat
 from workers import training_files as files
 from workers.exhausted import DISK_FULL, OUT_OF_MEMORY, disk_full_message, oom_kills
 from workers.leases import Leases, StageError, bound, leases

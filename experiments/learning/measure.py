@@ -9,7 +9,7 @@ from typing import Any
 from experiments.learning.make_prompts import TEST_PATH
 from services.cli.watch import TERMINAL
 from services.coordinator.evaluation import with_interval
-from shared.client import ServiceClient
+from shared.web.client import ServiceClient
 
 Json = dict[str, Any]
 PAGE_ROWS = 1000

@@ -24,7 +24,7 @@ from services.cli.datadir import DataDir
 from services.cli.demo import prepare_model
 from services.cli.stack import Options, running
 from services.cli.watch import watch
-from shared.client import ServiceClient
+from shared.web.client import ServiceClient
 
 CONFIG = Path(__file__).with_name("config.yaml")
 

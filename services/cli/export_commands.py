@@ -17,7 +17,7 @@ from services.cli.connect import connect
 from services.cli.console import DataOption, out, readable_errors
 from services.cli.datadir import DEFAULT, DataDir
 from services.cli.errors import CliError
-from shared.formats import ThoughtFormat
+from shared.thinking.formats import ThoughtFormat
 
 app = typer.Typer(no_args_is_help=True, help="Write answers and pairs in other tools' formats.")
 

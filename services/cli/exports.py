@@ -9,7 +9,7 @@ import yaml
 
 from services.cli.client import Object
 from services.cli.errors import CliError
-from shared.formats import ThoughtFormat
+from shared.thinking.formats import ThoughtFormat
 
 
 def alpaca_eval(answers: Iterable[Object], generator: str, dataset: str) -> Iterator[str]:

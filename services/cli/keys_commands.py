@@ -9,7 +9,7 @@ from services.cli.client import Object
 from services.cli.connect import connect
 from services.cli.console import DataOption, err, out, readable_errors
 from services.cli.datadir import DEFAULT, DataDir
-from shared.models import Scope
+from shared.db.tables import Scope
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys; needs one of admin.")
 

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from services.cli.client import Object
 from services.cli.watch import duration
-from shared.figures import interval, number, reasons
+from shared.schemas.formatting import interval, number, reasons
 
 Rows = list[tuple[str, str]]
 

@@ -12,7 +12,7 @@ from services.cli.connect import connect
 from services.cli.console import DataOption, out, plain, readable_errors
 from services.cli.datadir import DEFAULT, DataDir
 from services.cli.errors import CliError
-from shared.figures import interval
+from shared.schemas.formatting import interval
 
 
 def report(

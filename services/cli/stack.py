@@ -17,7 +17,7 @@ from services.cli.ports import LOOPBACK, listen, listen_public, port_of, reserve
 from services.cli.postgres import Postgres
 from services.cli.supervisor import Service, Supervisor
 from services.cli.valkey import Valkey
-from shared.keys import EVERY_SCOPE
+from shared.auth.keys import EVERY_SCOPE
 
 DEFAULT_PORT = 8000
 JOB_SERVICES = ("generate", "judge", "train")
@@ -108,7 +108,7 @@ def _start(
         servers.append(valkey.service())
     supervisor.start(*servers)
     say("bringing the database to the newest schema")
-    supervisor.run_once(Service("migrate", _python("shared.migrate"), env=env))
+    supervisor.run_once(Service("migrate", _python("shared.db.migrate"), env=env))
     say("starting the services, the loop, a worker and inference")
     web = [_web(name, sockets[name], env) for name in sockets]
     supervisor.start(*web, *_background(env))
@@ -164,7 +164,7 @@ def _web(name: str, sock: socket.socket, env: Mapping[str, str]) -> Service:
         "--fd",
         str(sock.fileno()),
         "--http",
-        "shared.http_protocol:BoundedProtocol",
+        "shared.web.http_protocol:BoundedProtocol",
         "--no-access-log",
         "--no-proxy-headers",
         "--timeout-graceful-shutdown",

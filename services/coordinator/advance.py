@@ -14,10 +14,10 @@ from services.coordinator.job_services import Services
 from services.coordinator.pairing import make_pairs
 from services.coordinator.report.build import build_report
 from services.coordinator.state import COMPARISON, config_of, job_id, read_state
-from shared.jobs import UNFINISHED
-from shared.lineage import lineage_of
-from shared.models import Evaluation, Iteration, Job, JobKind, Status
-from shared.schemas import GenerateRequest, JudgeRequest, TrainRequest
+from shared.db.tables import Evaluation, Iteration, Job, JobKind, Status
+from shared.jobs.lifecycle import UNFINISHED
+from shared.registry.lineage import lineage_of
+from shared.schemas.requests import GenerateRequest, JudgeRequest, TrainRequest
 
 
 def advance(session: Session, services: Services, iteration: Iteration) -> bool:

@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 
 from services.coordinator.iterations import find
 from services.coordinator.state import format_of
-from shared.answer_filter import visible
+from shared.base import Read
+from shared.db.tables import Completion, Evaluation, Iteration, Prompt
 from shared.errors import Conflict, Gone
-from shared.models import Completion, Evaluation, Iteration, Prompt
-from shared.paging import Limit, Page, page_by_number
-from shared.session_dep import SessionDep
-from shared.strict import Read
+from shared.thinking.answer_filter import visible
+from shared.web.paging import Limit, Page, page_by_number
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["iterations"])
 Whose = Literal["result", "parent", "seed"]

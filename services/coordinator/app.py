@@ -17,7 +17,7 @@ from services.coordinator import (
 from services.coordinator.chat import routes as chat
 from services.coordinator.record_metrics import Record
 from services.coordinator.report import routes as reports
-from shared.app import create_app
+from shared.web.app import create_app
 
 REGISTRY.register(Record())
 app = create_app(

@@ -6,10 +6,10 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from sqlalchemy import select
 
-from shared.models import ApiKey, AuditEvent
-from shared.paging import Limit, Page, page_by_number, unix
-from shared.session_dep import SessionDep
-from shared.strict import Read
+from shared.base import Read
+from shared.db.tables import ApiKey, AuditEvent
+from shared.web.paging import Limit, Page, page_by_number, unix
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["keys"])
 

@@ -8,9 +8,9 @@ import uuid
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.formats import NONE
-from shared.models import Iteration
-from shared.schemas import DIRECT, IterationRequest
+from shared.db.tables import Iteration
+from shared.schemas.requests import DIRECT, IterationRequest
+from shared.thinking.formats import NONE
 
 
 def direct(request: IterationRequest) -> IterationRequest:

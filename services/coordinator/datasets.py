@@ -17,16 +17,16 @@ from sqlalchemy.orm import Session
 
 from services.coordinator.hub import HubDataset, commit_of, read_hub
 from services.coordinator.prompt_lines import PromptLine, parse_lines, validated
-from shared import audit
-from shared.db import transaction
+from shared.auth import audit
+from shared.base import Read, Strict
+from shared.db.engine import transaction
+from shared.db.tables import Dataset, Json, Prompt, Split
 from shared.errors import Conflict, InvalidRequest, NotFound, TooLarge
-from shared.idempotency import Once, OnceDep
-from shared.models import Dataset, Json, Prompt, Split
-from shared.paging import Limit, Page, page, unix
-from shared.schemas import InlinePrompt, Name
-from shared.session_dep import SessionDep
+from shared.schemas.requests import InlinePrompt, Name
 from shared.settings import get_settings
-from shared.strict import Read, Strict
+from shared.web.idempotency import Once, OnceDep
+from shared.web.paging import Limit, Page, page, unix
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["datasets"])
 CHUNK = 1000

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from services.coordinator.scoring import interval
 from services.coordinator.state import checkpoints
 from services.coordinator.winrate import Sample, Samples
-from shared.judge_specs import judge_spec
-from shared.models import Completion, Evaluation, Iteration, Job, Judgment, Model
+from shared.db.tables import Completion, Evaluation, Iteration, Job, Judgment, Model
+from shared.schemas.judges import judge_spec
 
 Scores = Mapping[int, float]
 """Prompt id -> mean score over its samples."""

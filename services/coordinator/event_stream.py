@@ -12,12 +12,12 @@ from sqlalchemy import select
 
 from services.coordinator.iterations import find
 from services.coordinator.progress import progress_of
-from shared.db import transaction
+from shared.base import Read
+from shared.db.engine import transaction
+from shared.db.tables import Event
 from shared.errors import InvalidRequest
-from shared.models import Event
-from shared.paging import Limit, Page, page_by_number, unix
-from shared.session_dep import SessionDep
-from shared.strict import Read
+from shared.web.paging import Limit, Page, page_by_number, unix
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["iterations"])
 POLL_SECONDS = 0.5

@@ -6,8 +6,8 @@ from typing import Any
 from sqlalchemy import func
 from sqlalchemy.orm import Session
 
-from shared.db import notify
-from shared.models import Event
+from shared.db.engine import notify
+from shared.db.tables import Event
 
 
 def record(

@@ -11,10 +11,10 @@ from urllib.parse import urlencode
 
 from pydantic import Field
 
+from shared.base import Strict
+from shared.db.tables import Split
 from shared.errors import InvalidRequest, TooLarge
-from shared.models import Split
 from shared.settings import get_settings
-from shared.strict import Strict
 
 SETTINGS = ".huggingface.yaml"
 """In a repository, it overrides what the dataset's card says."""

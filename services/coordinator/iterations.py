@@ -15,14 +15,15 @@ from services.coordinator.pipeline import STAGES
 from services.coordinator.progress import IterationProgress, progress_of
 from services.coordinator.start import start_run
 from services.coordinator.state import job_id
-from shared import audit, log
+from shared import log
+from shared.auth import audit
+from shared.base import Read
+from shared.db.tables import Iteration, Job, Status
 from shared.errors import Conflict, NotFound
-from shared.idempotency import OnceDep
-from shared.models import Iteration, Job, Status
-from shared.paging import Limit, Page, page, unix
-from shared.schemas import IterationRequest, Resume
-from shared.session_dep import SessionDep
-from shared.strict import Read
+from shared.schemas.requests import IterationRequest, Resume
+from shared.web.idempotency import OnceDep
+from shared.web.paging import Limit, Page, page, unix
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["iterations"])
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from functools import cache
 
-from shared.client import ServiceClient
-from shared.models import JobKind
+from shared.db.tables import JobKind
 from shared.settings import get_settings
+from shared.web.client import ServiceClient
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 from sqlalchemy import select
 
-from shared import audit
+from shared.auth import audit
+from shared.auth.keys import SHOWN, digest, new_key
+from shared.base import Read, Strict
+from shared.db.tables import ApiKey, Scope
 from shared.errors import NotFound
-from shared.keys import SHOWN, digest, new_key
-from shared.models import ApiKey, Scope
-from shared.paging import Limit, Page, page, unix
-from shared.schemas import Name
-from shared.session_dep import SessionDep
-from shared.strict import Read, Strict
+from shared.schemas.requests import Name
+from shared.web.paging import Limit, Page, page, unix
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["keys"])
 

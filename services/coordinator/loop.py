@@ -20,10 +20,11 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError
 from services.coordinator import prune
 from services.coordinator.advance import advance, fail, left_behind, stop_jobs
 from services.coordinator.job_services import Services
-from shared import broker, log, recovery
-from shared.db import AWAY, is_away, is_full, listen, transaction
+from shared import log
+from shared.db.engine import AWAY, is_away, is_full, listen, transaction
+from shared.db.tables import Iteration, Job, Json
 from shared.errors import PlatformError
-from shared.models import Iteration, Job, Json
+from shared.jobs import broker, recovery
 from shared.settings import get_settings
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session, aliased
 
 from services.coordinator.iterations import find
 from services.coordinator.state import COMPARISON, checkpoints, job_id
-from shared.errors import Conflict, Gone
-from shared.models import (
+from shared.base import Read
+from shared.db.tables import (
     Completion,
     Evaluation,
     Iteration,
@@ -29,8 +29,8 @@ from shared.models import (
     Prompt,
     Status,
 )
-from shared.session_dep import SessionDep
-from shared.strict import Read
+from shared.errors import Conflict, Gone
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["iterations"])
 CHUNK = 1000

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 
 from services.coordinator.job_services import Services
-from shared.idempotency import KeyHeader
-from shared.schemas import ModelRegistration, Promotion
+from shared.schemas.requests import ModelRegistration, Promotion
+from shared.web.idempotency import KeyHeader
 
 router = APIRouter(tags=["models"])
 

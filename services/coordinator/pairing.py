@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from services.coordinator.pairs import Candidate, Choice, choose_all
 from services.coordinator.state import config_of, job_id
-from shared.models import Completion, Iteration, Judgment, Pair
+from shared.db.tables import Completion, Iteration, Judgment, Pair
 
 CHUNK = 2000
 """Rows read or written at once: an iteration is never held in memory whole."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.models import Status
+from shared.db.tables import Status
 
 Error = dict[str, Any]
 

@@ -8,9 +8,9 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from services.coordinator.state import COMPARISON, job_id
-from shared.job_routes import latest_progress
-from shared.models import Evaluation, Iteration, Job, JobKind, Shard, Status
-from shared.strict import Read
+from shared.base import Read
+from shared.db.tables import Evaluation, Iteration, Job, JobKind, Shard, Status
+from shared.web.job_routes import latest_progress
 
 TELLING_SHARE = 0.1
 """A speed from less of a stage than this would be far too low: what is under way is not counted."""

@@ -6,12 +6,12 @@ from typing import Any, BinaryIO
 import orjson
 from pydantic import Field, ValidationError
 
-from shared.checks import Check
+from shared.base import Strict
+from shared.db.tables import Split
 from shared.errors import InvalidRequest
-from shared.field_errors import field_error
-from shared.models import Split
-from shared.schemas import Text
-from shared.strict import Strict
+from shared.schemas.checks import Check
+from shared.schemas.requests import Text
+from shared.web.field_errors import field_error
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """Of a JSONL dataset: more than the longest text takes with every character escaped."""

@@ -19,15 +19,16 @@ from sqlalchemy.orm import Session
 from services.coordinator import events
 from services.coordinator.job_services import Services
 from services.coordinator.state import job_id
-from shared import audit, idempotency
-from shared.db import transaction
+from shared.auth import audit
+from shared.base import Read, Strict
+from shared.db.engine import transaction
+from shared.db.tables import Completion, Iteration, Job, JobKind, Model
 from shared.errors import PlatformError
-from shared.jobs import UNFINISHED
-from shared.models import Completion, Iteration, Job, JobKind, Model
-from shared.retention import in_use, of_lineage, unneeded, unpaired
-from shared.session_dep import SessionDep
+from shared.jobs.lifecycle import UNFINISHED
+from shared.registry.retention import in_use, of_lineage, unneeded, unpaired
 from shared.settings import get_settings
-from shared.strict import Read, Strict
+from shared.web import idempotency
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["retention"])
 logger = logging.getLogger(__name__)

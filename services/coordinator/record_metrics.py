@@ -15,9 +15,9 @@ from sqlalchemy import case, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
-from shared.db import engine_beside_the_pool
-from shared.jobs import UNFINISHED
-from shared.models import Iteration, Job, JobKind, Shard, Status
+from shared.db.engine import engine_beside_the_pool
+from shared.db.tables import Iteration, Job, JobKind, Shard, Status
+from shared.jobs.lifecycle import UNFINISHED
 
 AGE_SECONDS = 5.0
 """Figures are at most so old: however often they are asked for, the database is not."""

@@ -8,11 +8,11 @@ from sqlalchemy.orm import aliased
 
 from services.coordinator.iterations import find
 from services.coordinator.state import format_of, job_id
-from shared.models import Completion, Judgment, Pair, Prompt
-from shared.paging import Limit, Page, page_by_number
-from shared.session_dep import SessionDep
-from shared.strict import Read
-from shared.thought_access import MayReadThoughts, shown
+from shared.auth.thoughts import MayReadThoughts, shown
+from shared.base import Read
+from shared.db.tables import Completion, Judgment, Pair, Prompt
+from shared.web.paging import Limit, Page, page_by_number
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["iterations"])
 

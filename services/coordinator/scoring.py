@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from shared.normalize import normalized
+from shared.thinking.scores import normalized
 
 RESAMPLES = 2000
 SEED = 1

@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 
 from services.coordinator import datasets, events
 from services.coordinator.baseline import direct
-from shared import judge_permissions
+from shared.db.tables import Dataset, Iteration, IterationPrompt, Job, Model, Prompt, Split
 from shared.errors import InvalidRequest, NotFound
-from shared.judge_specs import VerifierSpec, with_model
-from shared.model_store import resolve
-from shared.models import Dataset, Iteration, IterationPrompt, Job, Model, Prompt, Split
-from shared.schemas import IterationRequest
+from shared.registry.models import resolve
+from shared.schemas import judge_permissions
+from shared.schemas.judges import VerifierSpec, with_model
+from shared.schemas.requests import IterationRequest
 
 Drawn = tuple[list[list[int]], list[int]]
 """Ids of training prompts, a list an iteration, and of validation prompts."""

@@ -7,10 +7,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.coordinator.pipeline import JobView, State
-from shared.formats import ThoughtFormat
-from shared.lineage import STEPS
-from shared.models import Evaluation, Iteration, Job, Model
-from shared.schemas import IterationRequest
+from shared.db.tables import Evaluation, Iteration, Job, Model
+from shared.registry.lineage import STEPS
+from shared.schemas.requests import IterationRequest
+from shared.thinking.formats import ThoughtFormat
 
 COMPARISON = "evaluate-against-parent"
 """The step of the judge job that sets the chosen checkpoint's answers beside the parent's."""

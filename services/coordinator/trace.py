@@ -13,7 +13,7 @@ from itertools import pairwise
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared.models import Event, Iteration, Job, JobKind, Shard, Status
+from shared.db.tables import Event, Iteration, Job, JobKind, Shard, Status
 
 Attributes = dict[str, str | int | float]
 ROOT = "iteration"

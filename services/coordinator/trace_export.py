@@ -21,9 +21,9 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError
 
 from services.coordinator.trace import ROOT, Span, spans
-from shared.db import transaction
-from shared.jobs import UNFINISHED
-from shared.models import Iteration, Job, JobKind
+from shared.db.engine import transaction
+from shared.db.tables import Iteration, Job, JobKind
+from shared.jobs.lifecycle import UNFINISHED
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0

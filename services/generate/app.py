@@ -7,12 +7,19 @@ from fastapi import APIRouter
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared import jobs
-from shared.app import create_app
+from shared.auth.thoughts import MayReadThoughts, shown
+from shared.base import Read
+from shared.db.tables import Completion, IterationPrompt, JobKind
 from shared.errors import InvalidRequest
-from shared.formats import ThoughtFormat
-from shared.idempotency import OnceDep
-from shared.job_routes import (
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
+from shared.jobs.sharding import slices
+from shared.registry.models import resolve
+from shared.schemas.requests import GenerateRequest
+from shared.thinking.formats import ThoughtFormat
+from shared.web.app import create_app
+from shared.web.idempotency import OnceDep
+from shared.web.job_routes import (
     JobRead,
     find_job,
     jobs_router,
@@ -20,15 +27,8 @@ from shared.job_routes import (
     resume_router,
     submitted,
 )
-from shared.jobs import NewShard
-from shared.model_store import resolve
-from shared.models import Completion, IterationPrompt, JobKind
-from shared.paging import Limit, Page, page_by_number
-from shared.schemas import GenerateRequest
-from shared.session_dep import SessionDep
-from shared.sharding import slices
-from shared.strict import Read
-from shared.thought_access import MayReadThoughts, shown
+from shared.web.paging import Limit, Page, page_by_number
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["generate"])
 

@@ -8,11 +8,19 @@ from fastapi import APIRouter
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared import jobs, judge_permissions
-from shared.app import create_app
+from shared.base import Read
+from shared.db.tables import Job, JobKind, Judgment, Shard, Status
 from shared.errors import Conflict, InvalidRequest, NotFound
-from shared.idempotency import OnceDep
-from shared.job_routes import (
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
+from shared.jobs.sharding import slices
+from shared.registry.models import resolve
+from shared.schemas import judge_permissions
+from shared.schemas.judges import model_of, with_model
+from shared.schemas.requests import JudgeItem, JudgeRequest
+from shared.web.app import create_app
+from shared.web.idempotency import OnceDep
+from shared.web.job_routes import (
     JobRead,
     find_job,
     jobs_router,
@@ -20,15 +28,8 @@ from shared.job_routes import (
     resume_router,
     submitted,
 )
-from shared.jobs import NewShard
-from shared.judge_specs import model_of, with_model
-from shared.model_store import resolve
-from shared.models import Job, JobKind, Judgment, Shard, Status
-from shared.paging import Limit, Page, page_by_number
-from shared.schemas import JudgeItem, JudgeRequest
-from shared.session_dep import SessionDep
-from shared.sharding import slices
-from shared.strict import Read
+from shared.web.paging import Limit, Page, page_by_number
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["judge"])
 

@@ -7,16 +7,16 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.train import prune, registry
-from shared import jobs
-from shared.app import create_app
+from shared.db.tables import Iteration, Job, JobKind, Pair, Shard, Status
 from shared.errors import Conflict, NotFound
-from shared.idempotency import OnceDep
-from shared.job_routes import JobRead, find_job, jobs_router, params_of, resume, submitted
-from shared.jobs import NewShard
-from shared.model_store import resolve
-from shared.models import Iteration, Job, JobKind, Pair, Shard, Status
-from shared.schemas import Resume, Training, TrainRequest
-from shared.session_dep import SessionDep
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
+from shared.registry.models import resolve
+from shared.schemas.requests import Resume, Training, TrainRequest
+from shared.web.app import create_app
+from shared.web.idempotency import OnceDep
+from shared.web.job_routes import JobRead, find_job, jobs_router, params_of, resume, submitted
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["train"])
 KINDS = (JobKind.train, JobKind.register, JobKind.prune)

@@ -5,13 +5,13 @@ import uuid
 
 from fastapi import APIRouter
 
-from shared import jobs
+from shared.base import Strict
+from shared.db.tables import Iteration, JobKind
 from shared.errors import Conflict, NotFound
-from shared.job_routes import JobRead, submitted
-from shared.jobs import NewShard
-from shared.models import Iteration, JobKind
-from shared.session_dep import SessionDep
-from shared.strict import Strict
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
+from shared.web.job_routes import JobRead, submitted
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["prune"])
 

@@ -8,20 +8,21 @@ from fastapi import APIRouter
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from shared import audit, jobs
-from shared.broker import send_after_commit
-from shared.db import notify
+from shared.auth import audit
+from shared.base import Read, Strict
+from shared.db.engine import notify
+from shared.db.tables import Iteration, Job, JobKind, Model, Status
 from shared.errors import Conflict, NotFound
-from shared.formats import ThoughtFormat
-from shared.idempotency import OnceDep
-from shared.jobs import NewShard
-from shared.lineage import checkpoint_lineage, iteration_of
-from shared.model_store import find, pruned, ref, resolve
-from shared.models import Iteration, Job, JobKind, Model, Status
-from shared.paging import Limit, Page, page, unix
-from shared.schemas import Effort, ModelRegistration, Name, Promotion
-from shared.session_dep import SessionDep
-from shared.strict import Read, Strict
+from shared.jobs import lifecycle as jobs
+from shared.jobs.broker import send_after_commit
+from shared.jobs.lifecycle import NewShard
+from shared.registry.lineage import checkpoint_lineage, iteration_of
+from shared.registry.models import find, pruned, ref, resolve
+from shared.schemas.requests import Effort, ModelRegistration, Name, Promotion
+from shared.thinking.formats import ThoughtFormat
+from shared.web.idempotency import OnceDep
+from shared.web.paging import Limit, Page, page, unix
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["models"])
 

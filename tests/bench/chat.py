@@ -19,7 +19,7 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from shared.formats import GENERIC
+from shared.thinking.formats import GENERIC
 from tests.access import bearer
 from tests.bench import chat_vllm, load
 from tests.bench.chat_servers import (

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from services.cli.stack import Stack
-from shared.formats import GENERIC
-from shared.generation import respond_seed
+from shared.thinking.formats import GENERIC
+from shared.thinking.generation import respond_seed
 from tests.bench.chat_servers import prefix_cache, real_vllm
 from tests.bench.load import post
 

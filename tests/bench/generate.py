@@ -24,8 +24,8 @@ from rich.table import Table
 from services.cli.client import Client
 from services.cli.datadir import DataDir
 from services.cli.stack import Options, Stack, running
-from shared.formats import FORMATS
 from shared.settings import get_settings
+from shared.thinking.formats import FORMATS
 from tests.access import bearer
 from workers.engine_process import engine_flags, environment
 from workers.generate import seed_of

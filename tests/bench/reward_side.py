@@ -10,8 +10,8 @@ import sys
 import time
 import uuid
 
-from shared.judge_specs import RewardModelSpec
-from shared.schemas import JudgeItem
+from shared.schemas.judges import RewardModelSpec
+from shared.schemas.requests import JudgeItem
 from workers.judges import Place
 from workers.judges.reward_model import RewardModel
 from workers.judges.reward_source import open_source

@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from shared.formats import FORMATS
-from shared.schemas import Training
+from shared.schemas.requests import Training
+from shared.thinking.formats import FORMATS
 from workers.train import TrainConfig
 from workers.unpack import unpack
 

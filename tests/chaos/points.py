@@ -34,7 +34,7 @@ STORE = os.environ.get("FORETHOUGHT_MODEL_STORE", "")
 PRODUCT = ("services.", "workers.", "shared.", "__main__")
 LATE_SECONDS = 3.0
 WRITES = re.compile(r"\s*(INSERT INTO|UPDATE|DELETE FROM)\s+(\w+)")
-SESSIONS = ("shared.db", "shared.session_dep")
+SESSIONS = ("shared.db.engine", "shared.web.session")
 """Where transactions are made, whosoever they are."""
 ROLES = re.compile(r"services\.(\w+)\.app:|services\.coordinator\.(loop)|workers\.(\w+)")
 
@@ -235,7 +235,7 @@ def _hook_swaps(engine: ModuleType) -> None:
 
 HOOKS: dict[str, Callable[[ModuleType], None]] = {
     "sqlalchemy.orm": _hook_commits,
-    "shared.broker": _hook_messages,
+    "shared.jobs.broker": _hook_messages,
     "workers.leases": _hook_leases,
     "workers.engine": _hook_swaps,
 }

@@ -20,9 +20,9 @@ from services.cli.main import app
 from services.coordinator.app import app as coordinator
 from services.coordinator.report.build import build_report
 from services.train.app import app as train
-from shared.db import transaction
-from shared.formats import SPECIFIC
-from shared.models import Completion, Iteration, Scope
+from shared.db.engine import transaction
+from shared.db.tables import Completion, Iteration, Scope
+from shared.thinking.formats import SPECIFIC
 from tests import access, factories
 from tests.evaluated_runs import BROKEN, Out, evaluated, running, succeeded, trained
 

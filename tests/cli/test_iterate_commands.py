@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 
 from services.cli import iterate_commands
-from shared.db import transaction
+from shared.db.engine import transaction
 from tests import factories
 from tests.cli.commanded import client, run
 

@@ -9,11 +9,11 @@ from sqlalchemy import Engine, update
 from services.cli import connect, keys_commands, stack
 from services.cli.datadir import DataDir
 from services.coordinator.app import app as coordinator
-from shared.access import KEYS
-from shared.db import transaction
-from shared.key_cache import MAX_AGE_SECONDS
-from shared.keys import new_key
-from shared.models import ApiKey
+from shared.auth.key_cache import MAX_AGE_SECONDS
+from shared.auth.keys import new_key
+from shared.db.engine import transaction
+from shared.db.tables import ApiKey
+from shared.web.guard import KEYS
 from tests import access
 from tests.cli.commanded import client, run
 from tests.scripted_engine import serving

@@ -7,8 +7,8 @@ from sqlalchemy import Engine
 from services.coordinator.app import app
 from services.coordinator.job_services import Services
 from services.train.app import app as train
-from shared.client import ServiceClient
-from shared.db import transaction
+from shared.db.engine import transaction
+from shared.web.client import ServiceClient
 from tests import access, factories
 from tests.scripted_engine import serving
 

@@ -7,9 +7,9 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from shared.db import transaction
-from shared.formats import NONE
-from shared.models import Iteration, IterationPrompt
+from shared.db.engine import transaction
+from shared.db.tables import Iteration, IterationPrompt
+from shared.thinking.formats import NONE
 
 BODY: dict[str, Any] = {
     "name": "thinker",

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 from services.coordinator import datasets as routes
 from services.coordinator.app import app
 from services.coordinator.hub import HubDataset, commit_of, read_hub
-from shared.db import get_engine
+from shared.db.engine import get_engine
 from shared.errors import InvalidRequest, TooLarge
 from shared.settings import Settings
 from tests import access

@@ -17,9 +17,8 @@ from starlette.datastructures import UploadFile
 from services.coordinator import datasets
 from services.coordinator.prompt_lines import MAX_LINE_BYTES, PromptLine
 from services.coordinator.state import job_id
-from shared.db import transaction
-from shared.formats import GENERIC
-from shared.models import (
+from shared.db.engine import transaction
+from shared.db.tables import (
     Dataset,
     Iteration,
     IterationPrompt,
@@ -31,6 +30,7 @@ from shared.models import (
     Status,
 )
 from shared.settings import Settings, get_settings
+from shared.thinking.formats import GENERIC
 from tests import factories
 from tests.waiting import until
 

@@ -10,11 +10,11 @@ from sqlalchemy import Engine, select, text
 
 from services.coordinator.app import app
 from services.train.app import app as train
-from shared import key_cache
-from shared.client import ServiceClient
-from shared.db import transaction
+from shared.auth import key_cache
+from shared.db.engine import transaction
+from shared.db.tables import ApiKey
 from shared.errors import Unavailable
-from shared.models import ApiKey
+from shared.web.client import ServiceClient
 from tests import access
 from tests.scripted_engine import serving
 

@@ -16,19 +16,11 @@ from services.coordinator.manifest import manifest
 from services.coordinator.pipeline import Wait, next_step
 from services.coordinator.state import COMPARISON
 from services.judge.app import app as judge_service
-from shared import jobs
-from shared.client import ServiceClient
-from shared.db import transaction
+from shared.db.engine import transaction
+from shared.db.tables import Evaluation, Iteration, Job, JobKind, Model, Pair, Status
 from shared.errors import Unavailable
-from shared.models import (
-    Evaluation,
-    Iteration,
-    Job,
-    JobKind,
-    Model,
-    Pair,
-    Status,
-)
+from shared.jobs import lifecycle as jobs
+from shared.web.client import ServiceClient
 from tests import access, evaluated_runs, factories
 from tests.evaluated_runs import Out
 from tests.scripted_engine import serving

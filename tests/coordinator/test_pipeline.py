@@ -22,7 +22,7 @@ from services.coordinator.pipeline import (
     Wait,
     next_step,
 )
-from shared.models import Status
+from shared.db.tables import Status
 
 PARENT, FIRST, SECOND = uuid.UUID(int=1), uuid.UUID(int=2), uuid.UUID(int=3)
 DONE, RUNNING = JobView(Status.succeeded), JobView(Status.running)

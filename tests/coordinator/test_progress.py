@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from services.coordinator.progress import progress_of
 from services.coordinator.state import COMPARISON, job_id
-from shared.job_routes import read_job
-from shared.models import Evaluation, Iteration, Job, JobKind, Shard, Status
+from shared.db.tables import Evaluation, Iteration, Job, JobKind, Shard, Status
+from shared.web.job_routes import read_job
 from tests import evaluated_runs, factories
 
 BEGUN = timedelta(seconds=10)

@@ -16,11 +16,11 @@ from services.coordinator.loop import tick
 from services.coordinator.prune import Retention
 from services.coordinator.state import job_id
 from services.train.app import app as train
-from shared.client import ServiceClient
-from shared.db import transaction
-from shared.model_store import training_folder
-from shared.models import Completion, Iteration, Job, JobKind, Model, Status
+from shared.db.engine import transaction
+from shared.db.tables import Completion, Iteration, Job, JobKind, Model, Status
+from shared.registry.models import training_folder
 from shared.settings import Settings
+from shared.web.client import ServiceClient
 from tests import access, factories
 from tests.past_runs import checkpoint, files, past_run, samples
 from tests.scripted_engine import serving

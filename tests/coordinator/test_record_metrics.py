@@ -10,10 +10,12 @@ from sqlalchemy.orm import Session
 
 from services.coordinator import record_metrics
 from services.coordinator.record_metrics import Record, figures
-from shared import db, jobs, recovery
-from shared.db import transaction
-from shared.jobs import Claim, NewShard
-from shared.models import Job, JobKind, Shard
+from shared.db import engine as db
+from shared.db.engine import transaction
+from shared.db.tables import Job, JobKind, Shard
+from shared.jobs import lifecycle as jobs
+from shared.jobs import recovery
+from shared.jobs.lifecycle import Claim, NewShard
 from shared.settings import get_settings
 
 Values = dict[tuple[str, ...], float]

@@ -12,11 +12,11 @@ from services.coordinator.app import app
 from services.coordinator.state import job_id
 from services.judge.app import app as judge
 from services.train.app import app as train
-from shared.db import transaction
-from shared.formats import GENERIC
-from shared.models import Completion, Iteration, Job, Scope, Status
-from shared.scopes import LISTED
+from shared.auth.scopes import LISTED
+from shared.db.engine import transaction
+from shared.db.tables import Completion, Iteration, Job, Scope, Status
 from shared.settings import get_settings
+from shared.thinking.formats import GENERIC
 from tests import access, factories
 from tests.past_runs import past_run
 

@@ -19,10 +19,10 @@ from sqlalchemy.orm import Session
 from services.coordinator import events, loop, trace_export
 from services.coordinator.state import job_id
 from services.coordinator.trace_export import GIVE_UP_AFTER, export_ended
-from shared import jobs
-from shared.db import transaction
-from shared.jobs import NewShard
-from shared.models import Iteration, JobKind, Status
+from shared.db.engine import transaction
+from shared.db.tables import Iteration, JobKind, Status
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
 from tests import evaluated_runs, factories
 from tests.waiting import until
 

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from services.cli import stack
 from services.generate.app import app as a_service
-from shared.broker import QUEUE
+from shared.jobs.broker import QUEUE
 from shared.settings import Settings
 from tests.deploy.manifests import (
     OVERLAYS,
@@ -32,7 +32,7 @@ OTHERS = {"postgres", "valkey", "prometheus", "grafana"}
 """Images that are not ours."""
 SERVICES = {f"services.{name}.app" for name in ("coordinator", "generate", "judge", "train")}
 PROCESSES = SERVICES | {
-    "services.coordinator.loop", "shared.migrate", "workers.tasks", "workers.inference",
+    "services.coordinator.loop", "shared.db.migrate", "workers.tasks", "workers.inference",
 }  # fmt: skip
 SETTINGS = {f"FORETHOUGHT_{name.upper()}": field for name, field in Settings.model_fields.items()}
 TARGETS = set(re.findall(r"^FROM \S+ AS (\w+)$", dockerfile(), re.MULTILINE)) - {"source", "python"}
@@ -170,7 +170,7 @@ def test_who_asks_services_is_given_the_service_key(
     for found in containers.values():
         given = {name for name, value in environment(found).items() if value != ""}
         assert ("FORETHOUGHT_SERVICE_KEY" in given) == module(found).startswith(
-            ("services.", "shared.migrate")
+            ("services.", "shared.db.migrate")
         )
 
 

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from services.cli.postgres import bin_dir
-from shared.db import transaction
-from shared.models import Base
+from shared.db.engine import transaction
+from shared.db.tables import Base
 from tests import factories
 from tests.deploy.manifests import ROOT
 

@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import Metric
 
 from services.coordinator.chat import metrics as chat
 from services.coordinator.record_metrics import Record
-from shared import app
+from shared.web import app
 from tests.deploy.manifests import (
     OVERLAYS,
     ROOT,

@@ -13,7 +13,7 @@ JSON_GROWS = 25
 """A body of empty lists, once parsed."""
 LARGEST_AT_ONCE = 2
 OF_A_SERVICE, OF_A_WORKER = 24, 10
-"""Connections at most: a pool and those beside it (shared/db.py); threads and their stages."""
+"""Connections at most: a pool and those beside it (`shared.db.engine`); threads, stages."""
 WORKERS = 64
 DOCS = (ROOT / "docs" / "operate.md").read_text()
 DEFAULTS = Settings.model_construct()

@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared import jobs
-from shared.broker import QUEUE
-from shared.jobs import NewShard
-from shared.models import JobKind
+from shared.db.tables import JobKind
+from shared.jobs import lifecycle as jobs
+from shared.jobs.broker import QUEUE
+from shared.jobs.lifecycle import NewShard
 from tests.deploy.manifests import Object, container, name_of, of_kind, overlay, pods
 
 SCALED = list(of_kind(overlay("multi-node"), "ScaledObject"))

@@ -20,13 +20,13 @@ from services.coordinator.app import app as coordinator
 from services.generate.app import app as generate
 from services.judge.app import app as judge
 from services.train.app import app as train
-from shared import access as guard
-from shared.access import Guard
-from shared.app import create_app
-from shared.db import transaction
-from shared.keys import BEHALF, CALLER, EVERY_SCOPE, Caller, digest, new_key
-from shared.models import ApiKey, Scope
-from shared.scopes import LISTED, OPEN
+from shared.auth.keys import BEHALF, CALLER, EVERY_SCOPE, Caller, digest, new_key
+from shared.auth.scopes import LISTED, OPEN
+from shared.db.engine import transaction
+from shared.db.tables import ApiKey, Scope
+from shared.web import guard
+from shared.web.app import create_app
+from shared.web.guard import Guard
 from tests import access
 
 APPS = {"coordinator": coordinator, "generate": generate, "judge": judge, "train": train}

@@ -14,9 +14,9 @@ from sqlalchemy import Engine, select
 import services.generate.app
 import services.judge.app
 import services.train.app
-from shared.db import transaction
-from shared.formats import THINK
-from shared.models import AuditEvent, Scope, Shard, Status
+from shared.db.engine import transaction
+from shared.db.tables import AuditEvent, Scope, Shard, Status
+from shared.thinking.formats import THINK
 from tests import access, factories, past_runs
 
 PROMPT = {"text": "Name a river."}

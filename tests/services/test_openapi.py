@@ -23,8 +23,8 @@ from services.coordinator.chat import serving as cache
 from services.generate.app import app as generate
 from services.judge.app import app as judge
 from services.train.app import app as train
-from shared.db import transaction
-from shared.scopes import OPEN
+from shared.auth.scopes import OPEN
+from shared.db.engine import transaction
 from shared.settings import get_settings
 from tests import factories
 from tests.access import HEADERS

@@ -9,11 +9,12 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from shared import broker, jobs
-from shared.client import ServiceClient
-from shared.db import AWAY, is_away
-from shared.jobs import NewShard
-from shared.models import JobKind
+from shared.db.engine import AWAY, is_away
+from shared.db.tables import JobKind
+from shared.jobs import broker
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
+from shared.web.client import ServiceClient
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from shared.field_errors import field_error
+from shared.web.field_errors import field_error
 
 
 class Cat(BaseModel):

@@ -3,7 +3,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shared.formats import FORMATS, GENERIC, NONE, SPECIFIC, THINK, ThoughtFormat
+from shared.thinking.formats import FORMATS, GENERIC, NONE, SPECIFIC, THINK, ThoughtFormat
 
 MARKERS = ["<R>", "Here is my response:", "</think>", "aba"]
 THINKING = [

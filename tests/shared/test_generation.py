@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.engine_answers import EngineAway, EngineFailed, EngineRefused
-from shared.engine_client import EngineClient
-from shared.formats import FORMATS, THINK, ThoughtFormat
-from shared.generation import Output, think, think_then_respond
-from shared.schemas import Sampling
-from shared.thoughts import overhang
+from shared.schemas.requests import Sampling
+from shared.thinking.formats import FORMATS, THINK, ThoughtFormat
+from shared.thinking.generation import Output, think, think_then_respond
+from shared.thinking.thoughts import overhang
+from shared.vllm.answers import EngineAway, EngineFailed, EngineRefused
+from shared.vllm.client import EngineClient
 from tests.engine_scripts import Play, Script
 from tests.scripted_engine import ScriptedEngine, running
 from tests.workers import tiny_model

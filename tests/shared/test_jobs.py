@@ -9,11 +9,12 @@ import pytest
 from sqlalchemy import Engine, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from shared import jobs, recovery
-from shared.db import transaction
+from shared.db.engine import transaction
+from shared.db.tables import Completion, Job, JobKind, Shard, Status
 from shared.errors import Conflict, NotFound
-from shared.jobs import Claim, LeaseLost, NewShard
-from shared.models import Completion, Job, JobKind, Shard, Status
+from shared.jobs import lifecycle as jobs
+from shared.jobs import recovery
+from shared.jobs.lifecycle import Claim, LeaseLost, NewShard
 
 pytestmark = pytest.mark.usefixtures("long_up")
 ERROR = {"code": "boom", "message": "it broke"}

@@ -23,10 +23,11 @@ from hypothesis.stateful import (
 from sqlalchemy import Engine, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from shared import jobs, recovery
-from shared.db import transaction
-from shared.jobs import Claim, LeaseLost, NewShard
-from shared.models import Completion, JobKind, Shard, Status
+from shared.db.engine import transaction
+from shared.db.tables import Completion, JobKind, Shard, Status
+from shared.jobs import lifecycle as jobs
+from shared.jobs import recovery
+from shared.jobs.lifecycle import Claim, LeaseLost, NewShard
 
 pytestmark = pytest.mark.usefixtures("long_up")
 MAX_ATTEMPTS = 3

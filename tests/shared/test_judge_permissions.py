@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from shared.errors import InvalidRequest
-from shared.judge_permissions import check
-from shared.judge_specs import judge_spec
+from shared.schemas.judge_permissions import check
+from shared.schemas.judges import judge_spec
 from shared.settings import Settings
 
 METADATA = "http://169.254.169.254/latest/meta-data"
@@ -21,7 +21,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
         judge_addresses="http://judge:8000/v1=KEY http://Other:80/v1/=",
         remote_code="some/pinned@abc some/other",
     )
-    monkeypatch.setattr("shared.judge_permissions.get_settings", lambda: settings)
+    monkeypatch.setattr("shared.schemas.judge_permissions.get_settings", lambda: settings)
 
 
 def mixture(*judges: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from shared import key_cache
+from shared.auth import key_cache
+from shared.auth.key_cache import AWAY_SECONDS, MAX_AGE_SECONDS, KeyCache
+from shared.auth.keys import Caller, digest
 from shared.errors import Unavailable
-from shared.key_cache import AWAY_SECONDS, MAX_AGE_SECONDS, KeyCache
-from shared.keys import Caller, digest
 
 KEY, OTHER = b"a key", b"another key"
 CALLER = Caller(None, frozenset())

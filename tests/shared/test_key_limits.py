@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.auth.key_limits import MINUTE, Limits
+from shared.auth.keys import Caller
 from shared.errors import TooManyRequests
-from shared.key_limits import MINUTE, Limits
-from shared.keys import Caller
 
 EIGHTHS = st.integers(0, 320).map(lambda n: n / 8)
 """Of seconds: sums of them are exact."""

@@ -3,7 +3,7 @@
 from alembic import command
 from sqlalchemy import Engine, create_engine, text
 
-from shared.migrate import alembic_config
+from shared.db.migrate import alembic_config
 
 
 def test_no_table_or_column_differs(postgres_url: str) -> None:

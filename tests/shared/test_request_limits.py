@@ -10,11 +10,11 @@ import httpx2
 import pytest
 from fastapi import APIRouter, UploadFile
 
-from shared.app import create_app
-from shared.request_limits import FORM_BYTES, MAX_HEAD_BYTES
-from shared.scopes import OPEN
+from shared.auth.scopes import OPEN
+from shared.base import Strict
 from shared.settings import Settings
-from shared.strict import Strict
+from shared.web.app import create_app
+from shared.web.limits import FORM_BYTES, MAX_HEAD_BYTES
 from tests.scripted_engine import serving
 from tests.waiting import until
 
@@ -52,8 +52,8 @@ def misfit() -> int:
 def url() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         settings = Settings(max_body_bytes=BODY, max_upload_bytes=UPLOAD)
-        patch.setattr("shared.request_limits.get_settings", lambda: settings)
-        patch.setattr("shared.access.OPEN", OPEN | {"/take", "/upload", "/fail", "/misfit"})
+        patch.setattr("shared.web.limits.get_settings", lambda: settings)
+        patch.setattr("shared.web.guard.OPEN", OPEN | {"/take", "/upload", "/fail", "/misfit"})
         with serving(create_app("limited", router, uploads=["/upload"])) as url:
             yield url
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared.models import Iteration, Job, JobKind, Model, Status
-from shared.retention import unneeded
+from shared.db.tables import Iteration, Job, JobKind, Model, Status
+from shared.registry.retention import unneeded
 from tests import factories
 
 

@@ -8,13 +8,13 @@ import pytest
 from sqlalchemy import Engine as Database
 from sqlalchemy import select
 
-from shared import jobs
-from shared.db import transaction
-from shared.formats import GENERIC
-from shared.jobs import NewShard
-from shared.models import JobKind, Shard, Status
-from shared.schemas import Sampling
+from shared.db.engine import transaction
+from shared.db.tables import JobKind, Shard, Status
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
+from shared.schemas.requests import Sampling
 from shared.settings import Settings, get_settings
+from shared.thinking.formats import GENERIC
 from tests import factories
 from tests.engine_scripts import Play
 from tests.scripted_engine import ScriptedEngine, running

@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy
 
 from services.cli.ports import port_of, reserve
-from shared import db
-from shared.db import transaction
-from shared.models import Serving
+from shared.db import engine as db
+from shared.db.engine import transaction
+from shared.db.tables import Serving
 from shared.settings import Settings, get_settings
 from tests import factories
 from tests.data_servers import empty_tables

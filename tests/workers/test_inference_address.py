@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy
 
 from services.coordinator.chat.served_model import read_serving
-from shared.db import transaction
-from shared.models import Serving
+from shared.db.engine import transaction
+from shared.db.tables import Serving
 from shared.settings import Settings, get_settings
 from tests import factories
 from tests.scripted_engine import ScriptedEngine, running

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 import pytest
 from sqlalchemy import select
 
-from shared import jobs
-from shared.db import transaction
-from shared.formats import GENERIC
-from shared.jobs import NewShard
-from shared.models import Completion, Job, JobKind, Judgment, Shard, Status
-from shared.schemas import JudgeItem
+from shared.db.engine import transaction
+from shared.db.tables import Completion, Job, JobKind, Judgment, Shard, Status
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
+from shared.schemas.requests import JudgeItem
+from shared.thinking.formats import GENERIC
 from tests.judge_server import JudgeServer, Messages, running
 from workers import judge as stage
 from workers.judges.base import Score

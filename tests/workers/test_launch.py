@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from services.cli.ports import listen, port_of
-from shared.schemas import Training
+from shared.schemas.requests import Training
 from shared.settings import get_settings
 from tests.waiting import until
 from tests.workers import tiny_model

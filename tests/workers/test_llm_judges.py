@@ -17,13 +17,14 @@ from sqlalchemy import select
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from shared import jobs, log
-from shared.db import transaction
-from shared.engine_answers import EngineFailed
-from shared.jobs import NewShard
-from shared.judge_specs import AnySpec, judge_spec
-from shared.models import JobKind, JudgeAnswer
-from shared.schemas import JudgeItem
+from shared import log
+from shared.db.engine import transaction
+from shared.db.tables import JobKind, JudgeAnswer
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
+from shared.schemas.judges import AnySpec, judge_spec
+from shared.schemas.requests import JudgeItem
+from shared.vllm.answers import EngineFailed
 from tests.judge_server import JudgeServer, Messages, Reply, running
 from tests.scripted_engine import serving
 from workers.judges import Judge, Place, make_judge, remote

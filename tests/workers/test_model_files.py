@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.formats import NONE, SPECIFIC, THINK
+from shared.thinking.formats import NONE, SPECIFIC, THINK
 from tests.workers import tiny_model
 from workers import register
 from workers.leases import StageError

@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared import jobs
-from shared.jobs import NewShard
-from shared.models import Dataset, Iteration, IterationPrompt, Job, JobKind, Prompt, Split
+from shared.db.tables import Dataset, Iteration, IterationPrompt, Job, JobKind, Prompt, Split
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
 from tests import factories
 from workers.prompts import longer_prompts, place_of
 

@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import Engine, Integer, column, func, select, table, update
 
 from services.coordinator.state import job_id
-from shared import jobs
-from shared.db import transaction
+from shared.db.engine import transaction
+from shared.db.tables import Iteration, Job, JobKind, Judgment, Model, Pair, Shard, Status
 from shared.errors import Conflict
-from shared.jobs import NewShard
-from shared.model_store import resolve, training_folder
-from shared.models import Iteration, Job, JobKind, Judgment, Model, Pair, Shard, Status
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
+from shared.registry.models import resolve, training_folder
 from shared.settings import get_settings
 from tests import factories
 from tests.past_runs import checkpoint, files, past_run, samples

@@ -13,10 +13,10 @@ from huggingface_hub.errors import (
 )
 from sqlalchemy import Engine, select
 
-from shared import jobs
-from shared.db import transaction
-from shared.jobs import NewShard
-from shared.models import Job, JobKind, Shard, Status
+from shared.db.engine import transaction
+from shared.db.tables import Job, JobKind, Shard, Status
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
 from tests import factories
 from workers import register
 

@@ -16,9 +16,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from shared.judge_specs import RewardModelSpec
-from shared.models import Completion
-from shared.schemas import JudgeItem
+from shared.db.tables import Completion
+from shared.schemas.judges import RewardModelSpec
+from shared.schemas.requests import JudgeItem
 from shared.settings import Settings
 from tests.workers import reward_models, tiny_model
 from workers import judge_items
@@ -325,7 +325,7 @@ def test_trusted_code_says_its_score(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
     model = custom(tmp_path)
     allowed = Settings(remote_code=f"another/model {model}")
-    monkeypatch.setattr("shared.judge_permissions.get_settings", lambda: allowed)
+    monkeypatch.setattr("shared.schemas.judge_permissions.get_settings", lambda: allowed)
     judge = judge_of(model, trust_remote_code=True, runner="auto")
     found = values(judge, MIXED)
     plain = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()

@@ -16,13 +16,13 @@ import sqlalchemy
 from sqlalchemy import select
 
 from services.cli.ports import port_of, reserve
-from shared import jobs
-from shared.db import transaction
-from shared.formats import GENERIC
-from shared.jobs import NewShard
-from shared.models import JobKind, Shard, Status
-from shared.schemas import Sampling
+from shared.db.engine import transaction
+from shared.db.tables import JobKind, Shard, Status
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import NewShard
+from shared.schemas.requests import Sampling
 from shared.settings import Settings, get_settings
+from shared.thinking.formats import GENERIC
 from tests import factories
 from tests.waiting import until
 from tests.workers import tiny_model

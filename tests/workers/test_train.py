@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig
 
-from shared.schemas import LoraSettings, Training
+from shared.schemas.requests import LoraSettings, Training
 from tests.workers import tiny_model
 from workers import checkpoints, dpo
 from workers.dpo import PairTrainer, StepSampler, _check_extra, dpo_config

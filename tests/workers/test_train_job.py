@@ -17,12 +17,12 @@ import torch
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from shared import jobs
-from shared.db import transaction
-from shared.jobs import Claim, LeaseLost, NewShard
-from shared.model_store import training_folder
-from shared.models import Job, JobKind, Model, Shard, Status
-from shared.schemas import Training
+from shared.db.engine import transaction
+from shared.db.tables import Job, JobKind, Model, Shard, Status
+from shared.jobs import lifecycle as jobs
+from shared.jobs.lifecycle import Claim, LeaseLost, NewShard
+from shared.registry.models import training_folder
+from shared.schemas.requests import Training
 from shared.settings import get_settings
 from tests import evaluated_runs, factories
 from tests.workers import tiny_model

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from pydantic import TypeAdapter
 
-from shared.checks import LANGUAGES, Check
-from shared.judge_specs import VerifierSpec
-from shared.schemas import JudgeItem
+from shared.schemas.checks import LANGUAGES, Check
+from shared.schemas.judges import VerifierSpec
+from shared.schemas.requests import JudgeItem
 from workers.judges import CannotJudge, Place, make_judge
 from workers.judges.math_answer import MathAnswers
 from workers.judges.verifier import Verifier

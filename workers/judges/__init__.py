@@ -1,4 +1,4 @@
-"""Judges by kind. A new one is a file here, a line below and its spec in `shared/judge_specs.py`.
+"""Judges by kind. A new one is a file here, a line below and its spec in `shared.schemas.judges`.
 
 Imported when first used: a reward model needs torch, a verifier does not.
 """
@@ -8,7 +8,7 @@ from importlib import import_module
 from operator import attrgetter
 from typing import Any
 
-from shared.judge_specs import AnySpec, MixtureSpec
+from shared.schemas.judges import AnySpec, MixtureSpec
 from workers.judges.base import CannotJudge, Judge, Place, Score
 from workers.judges.mixture import Mixture
 

@@ -15,9 +15,9 @@ import httpx2
 import openai
 from pydantic import dataclasses as checked
 
-from shared.engine_answers import EngineFailed
-from shared.engine_client import KEEP_ALIVE_SECONDS
 from shared.settings import get_settings
+from shared.vllm.answers import EngineFailed
+from shared.vllm.client import KEEP_ALIVE_SECONDS
 from workers.engine_process import MODEL_NAME
 from workers.leases import StageError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-from shared.schemas import JudgeItem
+from shared.schemas.requests import JudgeItem
 
 
 class CannotJudge(Exception):

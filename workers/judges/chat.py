@@ -2,7 +2,7 @@
 
 from typing import Any, Generic, Self, TypeVar
 
-from shared.judge_specs import Pairwise, Pointwise
+from shared.schemas.judges import Pairwise, Pointwise
 from workers.judges.asking import AskWith, EngineAsker
 from workers.judges.base import Judge, Place
 

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from shared.judge_specs import MixtureSpec
-from shared.normalize import normalized
-from shared.schemas import JudgeItem
+from shared.schemas.judges import MixtureSpec
+from shared.schemas.requests import JudgeItem
+from shared.thinking.scores import normalized
 from workers.judges.base import Judge, Score, by_instruction
 
 Column = list[Score | None]

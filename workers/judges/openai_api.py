@@ -1,6 +1,6 @@
 """The pairwise or the pointwise judge at an OpenAI-compatible address."""
 
-from shared.judge_specs import OpenAISpec
+from shared.schemas.judges import OpenAISpec
 from workers.judges.base import Judge, Place
 from workers.judges.pairwise import PairwiseJudge
 from workers.judges.pointwise import PointwiseJudge

@@ -5,9 +5,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
-from shared.judge_specs import Pairwise
-from shared.schemas import JudgeItem
-from shared.together import together
+from shared.schemas.judges import Pairwise
+from shared.schemas.requests import JudgeItem
+from shared.vllm.together import together
 from workers.judges.asking import Asker, Question, Tally
 from workers.judges.base import Score, by_instruction
 from workers.judges.chat import ChatJudge

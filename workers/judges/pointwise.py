@@ -5,9 +5,9 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from shared.judge_specs import Pointwise
-from shared.schemas import JudgeItem
-from shared.together import together
+from shared.schemas.judges import Pointwise
+from shared.schemas.requests import JudgeItem
+from shared.vllm.together import together
 from workers.judges.asking import Answer, Asker, Question, Tally, Token
 from workers.judges.base import Score
 from workers.judges.chat import ChatJudge

@@ -15,11 +15,11 @@ import stamina
 from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import insert
 
-from shared.db import patiently, transaction
+from shared.db.engine import patiently, transaction
+from shared.db.tables import JudgeAnswer
 from shared.errors import InvalidRequest
-from shared.judge_permissions import key_variable
-from shared.judge_specs import OpenAISpec
-from shared.models import JudgeAnswer
+from shared.schemas.judge_permissions import key_variable
+from shared.schemas.judges import OpenAISpec
 from workers.judges.asking import Answer, NoChoice, Question, ask, field_of
 from workers.leases import StageError
 

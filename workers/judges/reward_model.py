@@ -7,8 +7,8 @@ smaller ones. ArmoRM, whose output has a `score`, needs `trust_remote_code: true
 import logging
 from collections.abc import Sequence
 
-from shared.judge_specs import RewardModelSpec
-from shared.schemas import JudgeItem
+from shared.schemas.judges import RewardModelSpec
+from shared.schemas.requests import JudgeItem
 from workers.exhausted import OUT_OF_MEMORY, exit_status
 from workers.judges.base import CannotJudge, Judge, Place, Score, finite
 from workers.judges.reward_runners import RUNNERS, Runner, UnfitError, free_memory

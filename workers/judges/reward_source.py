@@ -17,9 +17,9 @@ from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 
 from shared.errors import InvalidRequest
-from shared.judge_permissions import check_code
-from shared.judge_specs import RewardModelSpec
-from shared.schemas import JudgeItem
+from shared.schemas.judge_permissions import check_code
+from shared.schemas.judges import RewardModelSpec
+from shared.schemas.requests import JudgeItem
 from workers.exhausted import exit_status
 from workers.judges.base import CannotJudge
 from workers.leases import StageError

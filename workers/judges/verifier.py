@@ -8,9 +8,9 @@ from typing import Any, NoReturn, assert_never
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from shared import checks
-from shared.judge_specs import VerifierSpec
-from shared.schemas import JudgeItem
+from shared.schemas import checks
+from shared.schemas.judges import VerifierSpec
+from shared.schemas.requests import JudgeItem
 from workers.judges.base import CannotJudge, Judge, Place, Score
 from workers.judges.math_answer import MathAnswers
 

@@ -15,7 +15,7 @@ from services.cli.postgres import bin_dir
 from services.cli.privileges import has_user_namespaces
 from services.cli.stack import DEFAULT_PORT
 from services.cli.valkey import binary
-from shared.db import libpq_url
+from shared.db.engine import libpq_url
 
 PATIENCE_S = 5
 MIN_POSTGRES = 14

@@ -5,9 +5,9 @@ import string
 from dataclasses import dataclass, field
 
 from services.coordinator.chat.tool_calls import Call, ToolCallReader
-from shared.answer_filter import AnswerFilter
-from shared.engine_answers import Choice, TokenLogprob
 from shared.errors import PlatformError, Unavailable
+from shared.thinking.answer_filter import AnswerFilter
+from shared.vllm.answers import Choice, TokenLogprob
 
 UNTOLD = string.whitespace + "\N{REPLACEMENT CHARACTER}"
 

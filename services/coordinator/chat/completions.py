@@ -11,9 +11,9 @@ import orjson
 from services.coordinator.chat.answer import Piece
 from services.coordinator.chat.merge import begun, merged
 from services.coordinator.chat.turn import Turn, Usage
-from shared.engine_answers import TokenLogprob
 from shared.errors import PlatformError
-from shared.together import together
+from shared.vllm.answers import TokenLogprob
+from shared.vllm.together import together
 
 Body = dict[str, Any]
 

@@ -6,8 +6,8 @@ import orjson
 
 from services.coordinator.chat.schema import ChatRequest, JsonObject
 from services.coordinator.chat.serving import Served
-from shared.engine_answers import EngineAway, EngineFailed, EngineRefused
 from shared.errors import InvalidRequest, PlatformError, Unavailable
+from shared.vllm.answers import EngineAway, EngineFailed, EngineRefused
 
 ORDERS = 1000
 """Kept of a model at most."""

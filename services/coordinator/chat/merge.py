@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from services.coordinator.chat.admission import cancelled
 from services.coordinator.chat.answer import Piece
 from services.coordinator.chat.turn import Turn
-from shared.together import together
+from shared.vllm.together import together
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from services.coordinator.chat.schema import (
     as_text,
 )
 from shared.errors import InvalidRequest
-from shared.schemas import Effort
+from shared.schemas.requests import Effort
 
 UNSUPPORTED = (
     *("tools", "top_logprobs", "previous_response_id", "conversation", "background", "prompt"),

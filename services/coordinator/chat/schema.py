@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from shared.schemas import Effort
-from shared.strict import checked
+from shared.base import checked
+from shared.schemas.requests import Effort
 
 MOST_MESSAGES = 1000
 UNSUPPORTED = ("functions", "audio", "web_search_options", "prediction", "moderation")

@@ -9,11 +9,11 @@ from typing import Any
 from services.coordinator.chat.schema import ChatRequest
 from services.coordinator.chat.serving import CACHE, Served
 from services.coordinator.chat.tool_calls import BEGIN, END, grammar
-from shared.answer_filter import AnswerFilter
-from shared.engine_answers import Choice
-from shared.formats import Marks
-from shared.generation import respond_seed
-from shared.thoughts import Thought
+from shared.thinking.answer_filter import AnswerFilter
+from shared.thinking.formats import Marks
+from shared.thinking.generation import respond_seed
+from shared.thinking.thoughts import Thought
+from shared.vllm.answers import Choice
 
 MOST_SPACES = 4
 """How often the engine is asked to go on where a stop string fires before the first word."""

@@ -8,11 +8,11 @@ from datetime import timedelta
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared import model_store
-from shared.db import engine_beside_the_pool
-from shared.formats import NONE, ThoughtFormat
-from shared.models import Model, Serving
-from shared.schemas import Effort
+from shared.db.engine import engine_beside_the_pool
+from shared.db.tables import Model, Serving
+from shared.registry import models as model_store
+from shared.schemas.requests import Effort
+from shared.thinking.formats import NONE, ThoughtFormat
 
 NOTHING_PROMOTED = "no model is served yet; promote one with POST /models/{id}/promote"
 STALE = timedelta(seconds=60)

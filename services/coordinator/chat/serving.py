@@ -18,9 +18,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from services.coordinator.chat import served_model, tool_calls
 from services.coordinator.chat.served_model import NOTHING_PROMOTED, ServedModel
-from shared.engine_answers import EngineFailed, EngineRefused
-from shared.engine_client import EngineClient
 from shared.errors import InvalidRequest, NotFound, Unavailable
+from shared.vllm.answers import EngineFailed, EngineRefused
+from shared.vllm.client import EngineClient
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.coordinator.chat.schema import Tool
-from shared.answer_filter import held_back
+from shared.thinking.answer_filter import held_back
 
 BEGIN = "<tool_call>"
 END = "\n</tool_call>"

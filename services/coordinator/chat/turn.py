@@ -17,11 +17,11 @@ from services.coordinator.chat.schema import ChatRequest
 from services.coordinator.chat.second_phase import SecondPhase
 from services.coordinator.chat.serving import CACHE, Served
 from services.coordinator.chat.tool_calls import ToolCallReader
-from shared.engine_answers import EngineFailed, EngineRefused
 from shared.errors import InvalidRequest, PlatformError
-from shared.generation import SEEDS, render_and_think, think
-from shared.schemas import GREEDY_BELOW
-from shared.thoughts import Thought
+from shared.schemas.requests import GREEDY_BELOW
+from shared.thinking.generation import SEEDS, render_and_think, think
+from shared.thinking.thoughts import Thought
+from shared.vllm.answers import EngineFailed, EngineRefused
 
 
 @dataclass

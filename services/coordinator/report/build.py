@@ -16,7 +16,7 @@ from services.coordinator.report.rho import sweep
 from services.coordinator.report.validation import categories, evaluated, validation
 from services.coordinator.report.versus import thinking_vs_direct
 from services.coordinator.state import config_of, job_id
-from shared.models import Completion, Iteration, Job
+from shared.db.tables import Completion, Iteration, Job
 
 
 def build_report(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from services.coordinator.report.markup import (
     warning,
 )
 from services.coordinator.report.plot import Line, Point, plot
-from shared.figures import interval, number, reasons
-from shared.models import Iteration, Json
+from shared.db.tables import Iteration, Json
+from shared.schemas.formatting import interval, number, reasons
 
 WHOSE = {"training": "training samples", "validation": "validation", "seed": "seed on validation"}
 

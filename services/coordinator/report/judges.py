@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from shared.judge_specs import AnySpec, MixtureSpec
-from shared.schemas import IterationRequest
+from shared.schemas.judges import AnySpec, MixtureSpec
+from shared.schemas.requests import IterationRequest
 
 WARNING = (
     "The judge that scores validation is the one that chose the training pairs: a model trained "

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from shared.figures import interval
-from shared.models import Json
+from shared.db.tables import Json
+from shared.schemas.formatting import interval
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1c2321;background:#fbfaf7;max-width:1080px;

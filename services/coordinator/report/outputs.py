@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from shared.models import Completion, Job, Judgment
+from shared.db.tables import Completion, Job, Judgment
 
 EQUAL = 1e-9
 """Scores of a prompt that differ by less have no spread."""

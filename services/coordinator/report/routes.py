@@ -11,9 +11,9 @@ from services.coordinator.iterations import find
 from services.coordinator.report.iteration_page import iteration_page
 from services.coordinator.report.run import run_report
 from services.coordinator.report.run_page import run_page
+from shared.db.tables import Iteration
 from shared.errors import Conflict
-from shared.models import Iteration
-from shared.session_dep import SessionDep
+from shared.web.session import SessionDep
 
 router = APIRouter(tags=["reports"])
 HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}

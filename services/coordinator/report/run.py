@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from services.coordinator.baseline import baseline_of
 from services.coordinator.report.versus import thinking_vs_direct
+from shared.db.tables import Evaluation, Iteration, Json
 from shared.errors import NotFound
-from shared.models import Evaluation, Iteration, Json
 
 
 def run_report(session: Session, run_id: uuid.UUID) -> Json:

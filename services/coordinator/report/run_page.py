@@ -13,8 +13,8 @@ from services.coordinator.report.markup import (
     warning,
 )
 from services.coordinator.report.plot import Line, Point, plot
-from shared.figures import interval, number
-from shared.models import Json
+from shared.db.tables import Json
+from shared.schemas.formatting import interval, number
 
 RAW, CONTROLLED, THOUGHT, RESPONSE = "raw", "length_controlled", "thought_tokens", "response_tokens"
 RATES = (("raw", RAW), ("length-controlled", CONTROLLED))

@@ -12,8 +12,8 @@ from services.coordinator import evaluation
 from services.coordinator.report.outputs import outputs
 from services.coordinator.state import COMPARISON, compares_parent, config_of, job_id
 from services.coordinator.winrate import Duel, Samples, duels, duels_by_share, win_rate
-from shared.lineage import versions_of
-from shared.models import Evaluation, Iteration, IterationPrompt, Job, Prompt, Split
+from shared.db.tables import Evaluation, Iteration, IterationPrompt, Job, Prompt, Split
+from shared.registry.lineage import versions_of
 
 MOST_CATEGORIES = 50
 """A dataset may name as many as it has prompts."""

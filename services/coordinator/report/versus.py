@@ -9,7 +9,7 @@ from services.coordinator import evaluation
 from services.coordinator.baseline import counterpart
 from services.coordinator.state import config_of
 from services.coordinator.winrate import duels, win_rate
-from shared.models import Iteration
+from shared.db.tables import Iteration
 
 OWN_SEEDS = (
     "The judge compares responses: each score is a share won against the responses of its own "

@@ -8,8 +8,8 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shared.formats import GENERIC, SPECIFIC, THINK, ThoughtFormat
-from shared.generation import SEEDS, respond_seed
+from shared.thinking.formats import GENERIC, SPECIFIC, THINK, ThoughtFormat
+from shared.thinking.generation import SEEDS, respond_seed
 from tests.coordinator.chat.served import thinks
 from tests.engine_scripts import Play
 

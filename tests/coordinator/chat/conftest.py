@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from services.coordinator.app import app
 from services.coordinator.chat import serving as serving_cache
-from shared.formats import GENERIC, ThoughtFormat
+from shared.thinking.formats import GENERIC, ThoughtFormat
 from tests import factories
 from tests.access import SERVICE_KEY
 from tests.coordinator.chat.served import serve

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from shared.formats import ThoughtFormat
+from shared.thinking.formats import ThoughtFormat
 from tests.access import HEADERS
 from tests.coordinator.chat.cases import CANARY, Case, case
 from tests.coordinator.chat.outcome import Outcome, ask, ask_for_response

@@ -5,9 +5,9 @@ from typing import Any
 import httpx2
 
 from services.coordinator.chat.serving import CACHE
-from shared.db import transaction
-from shared.formats import GENERIC, ThoughtFormat
-from shared.models import Serving
+from shared.db.engine import transaction
+from shared.db.tables import Serving
+from shared.thinking.formats import GENERIC, ThoughtFormat
 from tests import factories
 from tests.access import HEADERS
 from tests.engine_scripts import Play, Script

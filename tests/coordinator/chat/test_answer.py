@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from services.coordinator.chat.answer import AnswerReader, Piece
 from services.coordinator.chat.schema import Tool
 from services.coordinator.chat.tool_calls import BEGIN, END, ToolCallReader, grammar
-from shared.answer_filter import AnswerFilter, fold
-from shared.engine_answers import Choice, TokenLogprob
 from shared.errors import PlatformError, Unavailable
-from shared.formats import NATIVE, Marks
+from shared.thinking.answer_filter import AnswerFilter, fold
+from shared.thinking.formats import NATIVE, Marks
+from shared.vllm.answers import Choice, TokenLogprob
 
 THOUGHT, RESPONSE = "Think: ", "Say:"
 MARKS = (Marks(THOUGHT, RESPONSE), NATIVE)

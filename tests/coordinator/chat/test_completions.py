@@ -13,9 +13,9 @@ from sqlalchemy import func
 
 from services.coordinator.chat import admission
 from services.coordinator.chat.serving import CACHE
-from shared.db import transaction
-from shared.formats import FORMATS
-from shared.models import Serving
+from shared.db.engine import transaction
+from shared.db.tables import Serving
+from shared.thinking.formats import FORMATS
 from tests import factories
 from tests.access import HEADERS
 from tests.coordinator.chat import served as chat

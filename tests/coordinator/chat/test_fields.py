@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from services.coordinator.chat.serving import CACHE
-from shared.formats import GENERIC
+from shared.thinking.formats import GENERIC
 from tests.access import HEADERS
 from tests.coordinator.chat.served import QUESTION, THOUGHT, post, replace, script
 from tests.scripted_engine import ScriptedEngine

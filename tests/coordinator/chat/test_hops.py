@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from services.coordinator.chat.serving import CACHE
-from shared.formats import THINK, ThoughtFormat
+from shared.thinking.formats import THINK, ThoughtFormat
 from tests.access import HEADERS
 from tests.coordinator.chat import fuzz
 from tests.coordinator.chat.cases import FORMATS, Case, case

@@ -6,7 +6,7 @@ import httpx2
 import openai
 import pytest
 
-from shared.formats import GENERIC, NONE, SPECIFIC, THINK, ThoughtFormat
+from shared.thinking.formats import GENERIC, NONE, SPECIFIC, THINK, ThoughtFormat
 from tests.access import HEADERS
 from tests.coordinator.chat.served import QUESTION, SECRET, THOUGHT, script
 from tests.engine_scripts import Play

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from shared.formats import ThoughtFormat
+from shared.thinking.formats import ThoughtFormat
 from tests import factories
 from tests.coordinator.chat import fuzz
 from tests.coordinator.chat.cases import FORMATS, MARKERS, TOOL

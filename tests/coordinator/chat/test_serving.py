@@ -14,9 +14,9 @@ from sqlalchemy.exc import TimeoutError as PoolIsFull
 from services.coordinator.chat import admission, served_model
 from services.coordinator.chat import serving as serving_cache
 from services.coordinator.chat.serving import CACHE
-from shared.db import get_engine, transaction
-from shared.formats import GENERIC
-from shared.models import Model, Serving
+from shared.db.engine import get_engine, transaction
+from shared.db.tables import Model, Serving
+from shared.thinking.formats import GENERIC
 from tests import factories
 from tests.access import HEADERS
 from tests.coordinator.chat.served import QUESTION, THOUGHT, replace, script, thinks

@@ -10,7 +10,7 @@ from services.coordinator import evaluation
 from services.coordinator.report.build import build_report
 from services.coordinator.report.validation import MOST_CATEGORIES
 from services.coordinator.winrate import INSEPARABLE
-from shared.models import Iteration, Job, Model, Prompt, Split
+from shared.db.tables import Iteration, Job, Model, Prompt, Split
 from tests import factories
 from tests.evaluated_runs import BROKEN, Out, compared, evaluated, running, trained
 

@@ -14,11 +14,11 @@ from services.coordinator.app import app
 from services.coordinator.report.build import build_report
 from services.coordinator.report.run_page import run_page
 from services.coordinator.winrate import INSEPARABLE
-from shared.db import transaction
-from shared.figures import interval
-from shared.formats import NONE, SPECIFIC
-from shared.models import Iteration, Prompt, Status
+from shared.db.engine import transaction
+from shared.db.tables import Iteration, Prompt, Status
+from shared.schemas.formatting import interval
 from shared.settings import get_settings
+from shared.thinking.formats import NONE, SPECIFIC
 from tests import access, factories
 from tests.evaluated_runs import BROKEN, Out, evaluated, running, succeeded, trained
 from tests.past_runs import past_run

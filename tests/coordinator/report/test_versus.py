@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from services.coordinator.report.build import build_report
 from services.coordinator.report.versus import OWN_SEEDS
-from shared.formats import NONE
-from shared.models import Dataset, Model
+from shared.db.tables import Dataset, Model
+from shared.thinking.formats import NONE
 from tests import factories
 from tests.evaluated_runs import BROKEN, Out, evaluated, running, succeeded, trained
 

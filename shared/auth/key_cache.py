@@ -1,0 +1,120 @@
+"""The live keys, held in memory so that no request asks the database.
+
+A process looks again when a request comes and its last look is old, and at once for a key it does
+not know: a new key works at once, a revoked one for five seconds at most. While the database is
+away, what was known goes on being known for ten minutes; nobody can revoke a key then, either.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.auth.keys import Caller, digest
+from shared.db.engine import AWAY_AFTER_SECONDS, engine_beside_the_pool
+from shared.db.tables import ApiKey, Scope
+from shared.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+FRESH_SECONDS = 1.0
+"""Older than that, the next request has another look made, and does not wait for it."""
+MAX_AGE_SECONDS = 5.0
+"""Older than that, it waits."""
+AWAY_SECONDS = 600.0
+APART_SECONDS = 0.2
+"""Between two looks, however many unknown keys come."""
+PATIENCE_SECONDS = 2.0 * AWAY_AFTER_SECONDS
+"""With a look that Postgres neither answers nor refuses."""
+
+
+class KeyCache:
+    """The newest answer to "whose key is this"."""
+
+    def __init__(self) -> None:
+        self._callers: dict[str, Caller] = {}
+        self._looked_at = -math.inf
+        """When the last look that succeeded began."""
+        self._failed_at = -math.inf
+        # One thread: looks that are asked for at the same time become one.
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="keys")
+
+    async def find(self, key: bytes) -> Caller | None:
+        """Whose key it is; None where it is unknown or revoked.
+
+        Raises:
+            Unavailable: that cannot be known, for the database is away.
+        """
+        hashed, now = digest(key), time.monotonic()
+        known = self._callers.get(hashed)
+        if known is None:
+            await self._look(now)
+            return self._callers.get(hashed)
+        if not self._holds(now):
+            try:
+                await self._look(now - FRESH_SECONDS)
+            except Unavailable:
+                if now - self._looked_at > AWAY_SECONDS:
+                    raise
+            return self._callers.get(hashed)
+        if now - self._looked_at > FRESH_SECONDS:
+            self._looker.submit(self._look_since, now - FRESH_SECONDS)
+        return known
+
+    def _holds(self, now: float) -> bool:
+        """Whether what is known is true enough; while looks fail, not every request waits."""
+        age = now - self._looked_at
+        failing = now - self._failed_at < MAX_AGE_SECONDS
+        return age < MAX_AGE_SECONDS or (failing and age < AWAY_SECONDS)
+
+    async def _look(self, since: float) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await asyncio.wrap_future(self._looker.submit(self._look_since, since))
+        except TimeoutError:
+            self._failed_at = time.monotonic()
+            raise _away() from None
+
+    def _look_since(self, moment: float) -> None:
+        """Unless one has begun since then. Raises `Unavailable` where it failed."""
+        if self._looked_at > moment:
+            return
+        if self._failed_at <= moment:
+            last = max(self._looked_at, self._failed_at)
+            time.sleep(max(0.0, last + APART_SECONDS - time.monotonic()))
+            began = time.monotonic()
+            try:
+                self._callers, self._looked_at = _read(), began
+                return
+            except SQLAlchemyError as error:
+                self._failed_at = began
+                logger.warning("keys cannot be looked up: %s", type(error).__name__)
+        raise _away()
+
+
+def _away() -> Unavailable:
+    return Unavailable(
+        "the database is away, and so it is not known whose key this is",
+        code="database_away",
+        retry_after=2,
+    )
+
+
+def _read() -> dict[str, Caller]:
+    """Callers by the hashes of the keys that are not revoked."""
+    query = select(
+        ApiKey.sha256,
+        ApiKey.id,
+        ApiKey.scopes,
+        ApiKey.requests_per_minute,
+        ApiKey.concurrent_requests,
+    ).where(ApiKey.revoked_at.is_(None))
+    with engine_beside_the_pool().connect() as connection:
+        return {
+            # A scope of a later version's opens nothing here.
+            sha256: Caller(id_, frozenset(s for s in Scope if s in scopes), per_minute, at_once)
+            for sha256, id_, scopes, per_minute, at_once in connection.execute(query)
+        }

@@ -1,0 +1,318 @@
+"""A job's life: submit, claim, renew, finish, fail, cancel. What brings lost work back is in
+`shared/jobs/recovery.py`.
+
+Jobs are rows and messages are hints (`docs/decisions/0001-one-message-a-job.md`). A worker owns a
+shard while its lease lasts; every write it makes is conditional on the token it got when it
+claimed, so a worker that was suspended and woken cannot commit over its successor.
+"""
+
+import uuid
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, CursorResult, Select, and_, func, insert, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.orm import Session, aliased
+
+from shared.db.engine import notify
+from shared.db.tables import Job, JobKind, Json, Shard, Status
+from shared.errors import Conflict, NotFound
+
+UNFINISHED = (Status.queued, Status.running)
+RETRY_DELAY = timedelta(seconds=2)
+"""Wait before the second attempt; doubled for each one after it."""
+
+
+class LeaseLost(Exception):
+    """The shard belongs to another worker now, or its job has ended; drop the work."""
+
+
+@dataclass(frozen=True)
+class NewShard:
+    payload: Json
+    after_shard_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A leased shard. `token` fences every commit made for it."""
+
+    shard_id: int
+    job_id: uuid.UUID
+    index: int
+    payload: Json
+    attempt: int
+    token: uuid.UUID
+
+
+def submit(
+    session: Session,
+    kind: JobKind,
+    params: Mapping[str, Any],
+    shards: Iterable[NewShard],
+    *,
+    job_id: uuid.UUID,
+    iteration_id: uuid.UUID | None = None,
+    step: str | None = None,
+) -> tuple[Job, bool]:
+    """Insert a job with its shards; returns it, and whether it is new.
+
+    Repeating a submission finds the first one's job. Another body under the same id is a
+    `Conflict`.
+    """
+    values = {
+        "id": job_id,
+        "kind": kind,
+        "params": dict(params),
+        "iteration_id": iteration_id,
+        "step": step,
+        "status": Status.queued,
+    }
+    inserted = session.execute(
+        pg_insert(Job).values(values).on_conflict_do_nothing().returning(Job.id)
+    ).scalar()
+    job = get(session, job_id)
+    if inserted is None:
+        if job.kind != kind or job.params != dict(params):
+            raise Conflict(f"job {job_id} exists with another request", param="id")
+        return job, False
+    rows = [
+        {
+            "job_id": job_id,
+            "index": i,
+            "payload": s.payload,
+            "after_shard_id": s.after_shard_id,
+            "status": Status.queued,
+        }
+        for i, s in enumerate(shards)
+    ]
+    session.execute(insert(Shard), rows)
+    return job, True
+
+
+def get(session: Session, job_id: uuid.UUID, *, lock: bool = False) -> Job:
+    query = select(Job).where(Job.id == job_id).execution_options(populate_existing=True)
+    # Not FOR UPDATE: rows of other shards that refer to the job, not yet committed, would block it.
+    job = session.scalar(query.with_for_update(key_share=True) if lock else query)
+    if job is None:
+        raise NotFound(f"no job {job_id}", param="id")
+    return job
+
+
+def settled(lease_seconds: float) -> ColumnElement[bool]:
+    """Where Postgres was away, the living have a lease's time to say that they are."""
+    return func.pg_postmaster_start_time() < _from_now(-lease_seconds)
+
+
+def claimable(lease_seconds: float) -> ColumnElement[bool]:
+    """Shards that a worker may take now: due, or leased to one that died; upstream done."""
+    before = aliased(Shard)
+    upstream_done = (
+        select(before.id)
+        .where(before.id == Shard.after_shard_id, before.status == Status.succeeded)
+        .correlate(Shard)
+        .exists()
+    )
+    now = func.clock_timestamp()
+    return and_(
+        or_(
+            and_(
+                Shard.status == Status.queued,
+                or_(Shard.not_before.is_(None), Shard.not_before <= now),
+            ),
+            and_(Shard.status == Status.running, Shard.lease_until < now, settled(lease_seconds)),
+        ),
+        or_(Shard.after_shard_id.is_(None), upstream_done),
+    )
+
+
+def has_work(
+    session: Session, job_id: uuid.UUID, *, lease_seconds: float, max_attempts: int
+) -> bool:
+    """Whether `claim` would find a shard."""
+    query = _claimable_of(job_id, lease_seconds, max_attempts)
+    return session.scalar(query.limit(1)) is not None
+
+
+def _claimable_of(job_id: uuid.UUID, lease_seconds: float, max_attempts: int) -> Select[Shard]:
+    unfinished = select(Job.id).where(Job.id == job_id, Job.status.in_(UNFINISHED)).exists()
+    return select(Shard).where(
+        Shard.job_id == job_id, Shard.attempt < max_attempts, claimable(lease_seconds), unfinished
+    )
+
+
+def claim(
+    session: Session,
+    job_id: uuid.UUID,
+    *,
+    worker: str,
+    lease_seconds: float,
+    max_attempts: int,
+    held: Collection[int] = (),
+) -> Claim | None:
+    """Lease the next shard of a job, or None where nothing can be taken now. `held` are those
+    that the caller works on: it does not take its own, should their leases have run out."""
+    shard = session.scalar(
+        _claimable_of(job_id, lease_seconds, max_attempts)
+        .where(Shard.id.not_in(held))
+        .order_by(Shard.index)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=Shard)
+    )
+    if shard is None:
+        return None
+    now = datetime.now(UTC)
+    shard.leases_lost += shard.status is Status.running
+    shard.status = Status.running
+    shard.attempt += 1
+    shard.token = uuid.uuid4()
+    shard.progress = None
+    shard.worker = worker
+    shard.started_at = now
+    shard.lease_until = cast(datetime, _from_now(lease_seconds))
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.status == Status.queued)
+        .values(status=Status.running, started_at=now)
+    )
+    notify(session, f"job {job_id}")
+    session.flush()
+    return Claim(shard.id, job_id, shard.index, shard.payload, shard.attempt, shard.token)
+
+
+def _from_now(seconds: float) -> ColumnElement[datetime]:
+    # The database's clock, not the worker's: a machine whose clock is off keeps fair leases.
+    return func.clock_timestamp() + timedelta(seconds=seconds)
+
+
+def renew(
+    session: Session, claim: Claim, *, lease_seconds: float, progress: Json | None = None
+) -> None:
+    """Extend the lease and record progress; `LeaseLost` when the shard is no longer ours."""
+    values: dict[str, Any] = {"lease_until": _from_now(lease_seconds)}
+    if progress is not None:
+        values["progress"] = progress
+    _write(session, claim, values)
+
+
+def count_anew(session: Session, claim: Claim) -> None:
+    """What was done since the claim stays done, so attempts are counted from here."""
+    _write(session, claim, {"attempt": 1})
+
+
+def holds_expired(session: Session, job_id: uuid.UUID, worker: str) -> bool:
+    """Whether a worker has let the lease of a shard run out that is still its own."""
+    query = select(Shard.id).where(
+        Shard.job_id == job_id,
+        Shard.worker == worker,
+        Shard.status == Status.running,
+        Shard.lease_until < func.clock_timestamp(),
+    )
+    return session.scalar(query.limit(1)) is not None
+
+
+def finish(session: Session, claim: Claim, result: Json) -> None:
+    """Commit a shard; ends the job when it was the last one. Rows it made go in the same
+    transaction, so they exist exactly when the shard has succeeded."""
+    job = get(session, claim.job_id, lock=True)
+    _write(
+        session,
+        claim,
+        {"status": Status.succeeded, "result": result, "finished_at": func.now(), "error": None},
+    )
+    seconds = func.extract("epoch", Shard.finished_at - Shard.started_at)
+    left, took = session.execute(
+        select(
+            func.count().filter(Shard.status != Status.succeeded),
+            func.sum(seconds).filter(Shard.id == claim.shard_id),
+        ).where(Shard.job_id == job.id)
+    ).one()
+    job.shards_done += 1
+    job.shard_seconds += max(0.0, float(took))  # a worker's clock may be ahead of the database's
+    job.tokens += int(result.get("tokens") or result.get("completion_tokens") or 0)
+    if left == 0:
+        results = session.scalars(
+            select(Shard.result).where(Shard.job_id == job.id).order_by(Shard.index)
+        )
+        job.result = merge_results(r for r in results if r)
+        _end(session, job, Status.succeeded)
+    notify(session, f"job {job.id}")
+
+
+def merge_results(results: Iterable[Json]) -> Json:
+    """A job's result from its shards': numbers add up, of anything else the last one stays."""
+    merged: Json = {}
+    for result in results:
+        for key, value in result.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            merged[key] = merged.get(key, 0) + value if is_number else value
+    return merged
+
+
+def fail(
+    session: Session, claim: Claim, error: Json, *, max_attempts: int, retry: bool = True
+) -> None:
+    """Give a shard back for another attempt, or end its job once the attempts are used up."""
+    job = get(session, claim.job_id, lock=True)
+    attempt = session.scalar(select(Shard.attempt).where(Shard.id == claim.shard_id)) or 1
+    if retry and attempt < max_attempts:
+        delay = RETRY_DELAY.total_seconds() * 2 ** (attempt - 1)
+        values = {"status": Status.queued, "not_before": _from_now(delay)}
+        _write(session, claim, {**values, "error": error, "lease_until": None})
+        job.sent_at = None  # the sweeper sends again as soon as the delay is over
+    else:
+        _write(session, claim, {"status": Status.failed, "error": error, "finished_at": func.now()})
+        _end(session, job, Status.failed, error)
+    notify(session, f"job {job.id}")
+
+
+def hand_back(session: Session, claim: Claim, payload: Json) -> None:
+    """Queue the shard again, to be done otherwise; this attempt does not count."""
+    job = get(session, claim.job_id, lock=True)
+    values = {"status": Status.queued, "attempt": Shard.attempt - 1, "lease_until": None}
+    _write(session, claim, {**values, "payload": payload})
+    job.sent_at = None
+    notify(session, f"job {job.id}")
+
+
+def fail_job(session: Session, job_id: uuid.UUID, error: Json) -> None:
+    """End a job that cannot run at all, such as one whose engine does not start."""
+    job = get(session, job_id, lock=True)
+    if not job.status.terminal:
+        _end(session, job, Status.failed, error)
+        notify(session, f"job {job_id}")
+
+
+def cancel(session: Session, job_id: uuid.UUID) -> Job:
+    """End a job that has not ended. Its workers lose their leases and stop."""
+    job = get(session, job_id, lock=True)
+    if not job.status.terminal:
+        _end(session, job, Status.cancelled)
+        notify(session, f"cancel {job_id}")
+    return job
+
+
+def _write(session: Session, claim: Claim, values: Mapping[str, Any]) -> None:
+    """The one conditional UPDATE through which every commit of a worker goes."""
+    result = session.execute(
+        update(Shard)
+        .where(
+            Shard.id == claim.shard_id, Shard.token == claim.token, Shard.status == Status.running
+        )
+        .values(**values)
+    )
+    if cast("CursorResult[Any]", result).rowcount != 1:
+        raise LeaseLost(f"shard {claim.index} of job {claim.job_id}")
+
+
+def _end(session: Session, job: Job, status: Status, error: Json | None = None) -> None:
+    job.status, job.error, job.finished_at = status, error, datetime.now(UTC)
+    if status is not Status.succeeded:
+        session.execute(
+            update(Shard)
+            .where(Shard.job_id == job.id, Shard.status.in_(UNFINISHED))
+            .values(status=Status.cancelled, token=None, finished_at=func.now())
+        )
+    session.flush()
