@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     judge_url: str = "http://127.0.0.1:8002"
     train_url: str = "http://127.0.0.1:8003"
     coordinator_url: str = "http://127.0.0.1:8000"
-    """Commands alone ask it, and look at the variable itself (`services/cli/connect.py`)."""
+    """Commands alone ask it, and look at the variable itself (`services/cli/api/connect.py`)."""
 
     model_store: Path = Path("models")
     """Folder with every model and checkpoint; shared by all workers and inference."""

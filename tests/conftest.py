@@ -19,8 +19,8 @@ import pytest
 from sqlalchemy import Engine, true
 from sqlalchemy.orm import Session
 
-from services.cli.postgres import Postgres
-from services.cli.valkey import Valkey
+from services.cli.machine.postgres import Postgres
+from services.cli.machine.valkey import Valkey
 from shared import log
 from shared.db import engine as db
 from shared.db import migrate

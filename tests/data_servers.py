@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from services.cli.processes import spawn, tail
-from services.cli.supervisor import Service
+from services.cli.machine.processes import spawn, tail
+from services.cli.machine.supervisor import Service
 from shared.db.tables import Base
 
 START_SECONDS = 60.0

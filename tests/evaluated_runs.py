@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.coordinator.pairing import make_pairs
-from services.coordinator.state import COMPARISON, job_id
+from services.coordinator.iterations.state import COMPARISON, job_id
+from services.coordinator.pairs.write import make_pairs
 from shared.db.tables import (
     Completion,
     Dataset,

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from services.coordinator.state import job_id
+from services.coordinator.iterations.state import job_id
 from shared.db.tables import (
     Completion,
     Dataset,

@@ -11,9 +11,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from services.cli.client import Client, Object
-from services.cli.datadir import DataDir
-from services.cli.stack import Options, Stack, running
+from services.cli.api.client import Client, Object
+from services.cli.machine.datadir import DataDir
+from services.cli.machine.stack import Options, Stack, running
 from tests.waiting import until
 
 ITERATION_SECONDS = 480.0

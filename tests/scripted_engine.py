@@ -31,7 +31,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
-from services.cli.ports import listen, port_of
+from services.cli.machine.ports import listen, port_of
 from shared.schemas.requests import GREEDY_BELOW
 from shared.web.http_protocol import BoundedProtocol
 from tests.engine_scripts import Play, Script, chat, long_outputs

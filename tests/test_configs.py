@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from services.coordinator.start import _refuse_untrainable
+from services.coordinator.iterations.create import _refuse_untrainable
 from shared.errors import InvalidRequest
 from shared.schemas import judge_permissions
 from shared.schemas.requests import IterationRequest

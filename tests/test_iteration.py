@@ -10,7 +10,7 @@ import httpx2
 import psutil
 import pytest
 
-from services.cli.client import Client, Object
+from services.cli.api.client import Client, Object
 from tests import scripted_engine
 from tests.access import HEADERS
 from tests.engine_scripts import Play, Script, prefers_short, some_good_some_bad

@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from experiments.learning.make_prompts import TEST_PATH
-from services.cli.watch import TERMINAL
-from services.coordinator.evaluation import with_interval
+from services.cli.output.watch import TERMINAL
+from services.coordinator.evaluation.scores import with_interval
 from shared.web.client import ServiceClient
 
 Json = dict[str, Any]

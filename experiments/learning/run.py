@@ -19,11 +19,11 @@ from configs.demo.make_prompts import jsonl
 from experiments.learning.make_prompts import PATH as PROMPTS
 from experiments.learning.make_prompts import more_prompts
 from experiments.learning.measure import Services, measure
-from services.cli.client import Client
-from services.cli.datadir import DataDir
-from services.cli.demo import prepare_model
-from services.cli.stack import Options, running
-from services.cli.watch import watch
+from services.cli.api.client import Client
+from services.cli.commands.demo import prepare_model
+from services.cli.machine.datadir import DataDir
+from services.cli.machine.stack import Options, running
+from services.cli.output.watch import watch
 from shared.web.client import ServiceClient
 
 CONFIG = Path(__file__).with_name("config.yaml")

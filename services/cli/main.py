@@ -9,19 +9,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from services.cli import (
-    doctor,
-    export_commands,
-    iterate_commands,
-    keys_commands,
-    report_command,
-    stack,
-)
-from services.cli.connect import connect
-from services.cli.console import DataOption, err, out, plain, readable_errors
-from services.cli.datadir import DEFAULT, DataDir
-from services.cli.ports import LOOPBACK
-from services.cli.supervisor import Stopped, stoppable
+from services.cli import doctor
+from services.cli.api.connect import connect
+from services.cli.commands import export as export_commands
+from services.cli.commands import iterate as iterate_commands
+from services.cli.commands import keys as keys_commands
+from services.cli.commands import report as report_command
+from services.cli.machine import stack
+from services.cli.machine.datadir import DEFAULT, DataDir
+from services.cli.machine.ports import LOOPBACK
+from services.cli.machine.supervisor import Stopped, stoppable
+from services.cli.output.console import DataOption, err, out, plain, readable_errors
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -101,7 +99,7 @@ def _shown_key(platform: stack.Stack, options: stack.Options) -> str:
 @app.command("demo")
 def demo_(data_dir: DataOption = DEFAULT) -> None:
     """Run two iterations on the bundled model and chat with the result."""
-    from services.cli import demo  # noqa: PLC0415 (openai: a third of a command's start)
+    from services.cli.commands import demo  # noqa: PLC0415 (openai: a third of a command's start)
 
     with readable_errors(), stoppable():
         try:
@@ -127,7 +125,7 @@ def chat(
     data_dir: DataOption = DEFAULT,
 ) -> None:
     """Chat with the model that is served; its thoughts stay hidden."""
-    from services.cli import ask  # noqa: PLC0415 (openai, as above)
+    from services.cli.api import ask  # noqa: PLC0415 (openai, as above)
 
     with readable_errors():
         platform = connect(DataDir(data_dir))

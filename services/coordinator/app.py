@@ -2,20 +2,17 @@
 
 from prometheus_client import REGISTRY
 
-from services.coordinator import (
-    answers,
-    audit_route,
-    datasets,
-    event_stream,
-    iterations,
-    keys,
-    manifest,
-    models,
-    prune,
-    results,
-)
-from services.coordinator.chat import routes as chat
-from services.coordinator.record_metrics import Record
+from services.chat import routes as chat
+from services.coordinator import models_proxy as models
+from services.coordinator.datasets import routes as datasets
+from services.coordinator.iterations import event_stream, manifest
+from services.coordinator.iterations import outputs as results
+from services.coordinator.iterations import routes as iterations
+from services.coordinator.iterations import validation_outputs as answers
+from services.coordinator.keys import audit as audit_route
+from services.coordinator.keys import routes as keys
+from services.coordinator.operations import prune
+from services.coordinator.operations.metrics import Record
 from services.coordinator.report import routes as reports
 from shared.web.app import create_app
 

@@ -17,9 +17,9 @@ import psycopg
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from services.coordinator import prune
-from services.coordinator.advance import advance, fail, left_behind, stop_jobs
+from services.coordinator.iterations.steps import advance, fail, left_behind, stop_jobs
 from services.coordinator.job_services import Services
+from services.coordinator.operations import prune
 from shared import log
 from shared.db.engine import AWAY, is_away, is_full, listen, transaction
 from shared.db.tables import Iteration, Job, Json
@@ -166,7 +166,7 @@ def trace(stop: threading.Event) -> None:
     if not os.environ.get(COLLECTOR):
         return
     try:
-        from services.coordinator import trace_export  # noqa: PLC0415  (an extra, and slow to load)
+        from services.coordinator.operations import trace_export  # noqa: PLC0415  (an extra, and slow to load)
     except ImportError:
         logger.error("%s is set, but tracing needs pip install 'forethought[otel]'", COLLECTOR)
         return

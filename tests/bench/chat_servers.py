@@ -12,11 +12,11 @@ from typing import Any
 import httpx2
 import psycopg
 
-from services.cli.client import Client
-from services.cli.datadir import DataDir
-from services.cli.ports import listen, port_of
-from services.cli.processes import spawn
-from services.cli.stack import Options, Stack, running, url_of
+from services.cli.api.client import Client
+from services.cli.machine.datadir import DataDir
+from services.cli.machine.ports import listen, port_of
+from services.cli.machine.processes import spawn
+from services.cli.machine.stack import Options, Stack, running, url_of
 from tests.access import bearer
 from tests.waiting import until
 

@@ -14,7 +14,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from services.cli.stack import Stack
+from services.cli.machine.stack import Stack
 from shared.thinking.formats import GENERIC
 from shared.thinking.generation import respond_seed
 from tests.bench.chat_servers import prefix_cache, real_vllm

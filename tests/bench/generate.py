@@ -21,9 +21,9 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from services.cli.client import Client
-from services.cli.datadir import DataDir
-from services.cli.stack import Options, Stack, running
+from services.cli.api.client import Client
+from services.cli.machine.datadir import DataDir
+from services.cli.machine.stack import Options, Stack, running
 from shared.settings import get_settings
 from shared.thinking.formats import FORMATS
 from tests.access import bearer

@@ -25,13 +25,13 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from services.cli.client import Client, Object
-from services.cli.datadir import DataDir
-from services.cli.ports import listen
-from services.cli.processes import start_companion
-from services.cli.report import timings
-from services.cli.stack import Options, running, url_of
-from services.cli.watch import watch
+from services.cli.api.client import Client, Object
+from services.cli.machine.datadir import DataDir
+from services.cli.machine.ports import listen
+from services.cli.machine.processes import start_companion
+from services.cli.machine.stack import Options, running, url_of
+from services.cli.output.report import timings
+from services.cli.output.watch import watch
 from tests.workers import tiny_model
 
 NAME = re.compile(r"services\.\w+\.app|services\.coordinator\.loop|workers\.\w+|postgres|valkey")

@@ -18,7 +18,7 @@ import aiohttp
 import psutil
 from rich.console import Console
 
-from services.cli.stack import Stack
+from services.cli.machine.stack import Stack
 from tests.bench import load
 from tests.bench.chat import SCRIPT, chat
 from tests.bench.chat_servers import forethought, scripted_engine

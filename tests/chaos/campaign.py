@@ -11,7 +11,7 @@ from functools import partial
 
 import psutil
 
-from services.cli.client import Object
+from services.cli.api.client import Object
 from tests.chaos.disturbances import Disturbance
 from tests.chaos.platform import SHARD_OUTPUTS, ChaosPlatform
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from services.cli.client import Client, Object
-from services.cli.datadir import DataDir
+from services.cli.api.client import Client, Object
 from services.cli.errors import CliError
-from services.cli.postgres import Postgres
-from services.cli.valkey import Valkey
+from services.cli.machine.datadir import DataDir
+from services.cli.machine.postgres import Postgres
+from services.cli.machine.valkey import Valkey
 from tests import scripted_engine
 from tests.access import bearer
 from tests.chaos.points import Order, Passage, give, role

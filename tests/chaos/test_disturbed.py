@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.cli.client import Object
+from services.cli.api.client import Object
 from tests.chaos import disturbances
 from tests.chaos.campaign import Reference, disturb, reference
 from tests.chaos.disturbances import Disturbance

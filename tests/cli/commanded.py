@@ -4,7 +4,7 @@ import httpx2
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from services.cli.client import Client
+from services.cli.api.client import Client
 from services.cli.main import app
 from services.coordinator.app import app as coordinator
 from tests import access

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from services.cli.errors import StackError
-from services.cli.supervisor import Service, Stopped, Supervisor, stoppable
+from services.cli.machine.supervisor import Service, Stopped, Supervisor, stoppable
 
 
 def never() -> None:

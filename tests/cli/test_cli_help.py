@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from services.cli.datadir import DataDir
+from services.cli.machine.datadir import DataDir
 from services.cli.main import app
 
 runner = CliRunner()

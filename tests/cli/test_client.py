@@ -7,7 +7,7 @@ import httpx2
 import pytest
 from typer.testing import CliRunner
 
-from services.cli.client import Client, PlatformAway, RequestFailed
+from services.cli.api.client import Client, PlatformAway, RequestFailed
 from services.cli.errors import CliError
 from services.cli.main import app
 

@@ -11,9 +11,9 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from services.cli import doctor
-from services.cli.datadir import DataDir
 from services.cli.doctor import gpu, machine, packages, servers
 from services.cli.doctor.finding import Finding
+from services.cli.machine.datadir import DataDir
 from services.cli.main import app
 
 H100 = "NVIDIA H100 80GB HBM3, 9.0, 81559, 81000, 580.95.05"

@@ -12,11 +12,11 @@ import yaml
 from sqlalchemy import Engine, select, update
 from typer.testing import CliRunner
 
-from services.cli import client as cli_client
-from services.cli import exports
-from services.cli.client import Client
-from services.cli.datadir import DataDir
+from services.cli.api import client as cli_client
+from services.cli.api.client import Client
+from services.cli.machine.datadir import DataDir
 from services.cli.main import app
+from services.cli.output import exports
 from services.coordinator.app import app as coordinator
 from services.coordinator.report.build import build_report
 from services.train.app import app as train

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from services.cli import iterate_commands
+from services.cli.commands import iterate as iterate_commands
 from shared.db.engine import transaction
 from tests import factories
 from tests.cli.commanded import client, run

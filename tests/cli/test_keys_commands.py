@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, update
 
-from services.cli import connect, keys_commands, stack
-from services.cli.datadir import DataDir
+from services.cli.api import connect
+from services.cli.commands import keys as keys_commands
+from services.cli.machine import stack
+from services.cli.machine.datadir import DataDir
 from services.coordinator.app import app as coordinator
 from shared.auth.key_cache import MAX_AGE_SECONDS
 from shared.auth.keys import new_key

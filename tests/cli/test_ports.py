@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 
 from services.cli.errors import CliError
-from services.cli.ports import LOOPBACK, listen, listen_public, port_of, reserve
+from services.cli.machine.ports import LOOPBACK, listen, listen_public, port_of, reserve
 
 
 def test_a_taken_port_that_was_asked_for_is_an_error_that_names_it() -> None:

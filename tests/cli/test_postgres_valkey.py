@@ -11,13 +11,13 @@ import psycopg
 import pytest
 import redis
 
-from services.cli import privileges
-from services.cli.datadir import run_dir
 from services.cli.errors import StackError
-from services.cli.postgres import Postgres
-from services.cli.processes import spawn
-from services.cli.supervisor import Service
-from services.cli.valkey import Valkey
+from services.cli.machine import privileges
+from services.cli.machine.datadir import run_dir
+from services.cli.machine.postgres import Postgres
+from services.cli.machine.processes import spawn
+from services.cli.machine.supervisor import Service
+from services.cli.machine.valkey import Valkey
 from tests.waiting import until
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from services.cli import supervisor
 from services.cli.errors import StackError
-from services.cli.supervisor import Service, Supervisor
+from services.cli.machine import supervisor
+from services.cli.machine.supervisor import Service, Supervisor
 from tests.waiting import PATIENCE_SECONDS, until
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ import httpx2
 import psutil
 import pytest
 
-from services.cli import stack
-from services.cli.datadir import DataDir
-from services.cli.ports import listen, port_of
+from services.cli.machine import stack
+from services.cli.machine.datadir import DataDir
+from services.cli.machine.ports import listen, port_of
 from tests.access import bearer
 from tests.waiting import PATIENCE_SECONDS, until
 from workers.judges.reward_runners import SLEEPERS_SHARE, gpu_share

@@ -9,9 +9,9 @@ import httpx2
 import pytest
 from rich.console import Console
 
-from services.cli import report, watch
-from services.cli.client import Client, RequestFailed
+from services.cli.api.client import Client, RequestFailed
 from services.cli.errors import CliError
+from services.cli.output import report, watch
 
 REPORT: dict[str, Any] = {
     "prompts": 48,

@@ -14,9 +14,9 @@ from fastapi.testclient import TestClient
 from huggingface_hub import DatasetInfo
 from sqlalchemy import Engine, text
 
-from services.coordinator import datasets as routes
 from services.coordinator.app import app
-from services.coordinator.hub import HubDataset, commit_of, read_hub
+from services.coordinator.datasets import routes
+from services.coordinator.datasets.hub import HubDataset, commit_of, read_hub
 from shared.db.engine import get_engine
 from shared.errors import InvalidRequest, TooLarge
 from shared.settings import Settings
@@ -152,7 +152,7 @@ def test_no_more_is_taken_than_an_upload_may_have(
 
     def allow(size: int) -> None:
         settings = Settings(max_upload_bytes=size)
-        monkeypatch.setattr("services.coordinator.hub.get_settings", lambda: settings)
+        monkeypatch.setattr("services.coordinator.datasets.hub.get_settings", lambda: settings)
 
     allow(size)
     assert len(lines_of(wanted)) == (20 if validation else 10)

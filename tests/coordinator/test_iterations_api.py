@@ -14,9 +14,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select, text
 from starlette.datastructures import UploadFile
 
-from services.coordinator import datasets
-from services.coordinator.prompt_lines import MAX_LINE_BYTES, PromptLine
-from services.coordinator.state import job_id
+from services.coordinator.datasets import routes as datasets
+from services.coordinator.datasets.jsonl import MAX_LINE_BYTES, PromptLine
+from services.coordinator.iterations.state import job_id
 from shared.db.engine import transaction
 from shared.db.tables import (
     Dataset,
@@ -338,7 +338,7 @@ def test_a_file_is_read_only_below_the_data_root(
 
     assert post("good.jsonl").json()["error"]["param"] == "path", "read with no root set"
     settings = Settings(data_root=root)
-    monkeypatch.setattr("services.coordinator.datasets.get_settings", lambda: settings)
+    monkeypatch.setattr("services.coordinator.datasets.routes.get_settings", lambda: settings)
     (root / "loop.jsonl").symlink_to(root / "loop.jsonl")
     outside = ("../secret.jsonl", str(tmp_path / "secret.jsonl"), "link.jsonl")
     for path in (*outside, "empty.jsonl", "none.jsonl", "loop.jsonl", "x" * 300):
@@ -355,7 +355,7 @@ def test_a_file_may_be_as_large_as_an_upload(
 
     def post(most: int) -> Any:
         settings = Settings(data_root=tmp_path, max_upload_bytes=most)
-        monkeypatch.setattr("services.coordinator.datasets.get_settings", lambda: settings)
+        monkeypatch.setattr("services.coordinator.datasets.routes.get_settings", lambda: settings)
         return client.post("/datasets", json={"name": "file", "path": "file.jsonl"})
 
     refused = post(len(line) - 1)

@@ -9,12 +9,14 @@ import pytest
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
-from services.coordinator import evaluation, loop, state
+from services.coordinator import loop
+from services.coordinator.evaluation import scores as evaluation
+from services.coordinator.iterations import state
+from services.coordinator.iterations.manifest import manifest
+from services.coordinator.iterations.policy import Wait, next_step
+from services.coordinator.iterations.state import COMPARISON
 from services.coordinator.job_services import Services
 from services.coordinator.loop import MOST_FAULTS, tick
-from services.coordinator.manifest import manifest
-from services.coordinator.pipeline import Wait, next_step
-from services.coordinator.state import COMPARISON
 from services.judge.app import app as judge_service
 from shared.db.engine import transaction
 from shared.db.tables import Evaluation, Iteration, Job, JobKind, Model, Pair, Status

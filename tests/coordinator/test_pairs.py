@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.coordinator.pairs import (
+from services.coordinator.pairs.length_control import length_controlled
+from services.coordinator.pairs.select import (
     Candidate,
     Choice,
     DropReason,
@@ -13,7 +14,6 @@ from services.coordinator.pairs import (
     choose,
     choose_all,
 )
-from services.coordinator.scoring import length_controlled
 
 RHO = 0.25
 

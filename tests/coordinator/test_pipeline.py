@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.coordinator.pipeline import (
+from services.coordinator.iterations.policy import (
     RETRAIN,
     Choose,
     Compare,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from services.coordinator.progress import progress_of
-from services.coordinator.state import COMPARISON, job_id
+from services.coordinator.iterations.progress import progress_of
+from services.coordinator.iterations.state import COMPARISON, job_id
 from shared.db.tables import Evaluation, Iteration, Job, JobKind, Shard, Status
 from shared.web.job_routes import read_job
 from tests import evaluated_runs, factories

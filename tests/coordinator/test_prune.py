@@ -11,10 +11,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, func, select, update
 
 from services.coordinator.app import app
+from services.coordinator.iterations.state import job_id
 from services.coordinator.job_services import Services
 from services.coordinator.loop import tick
-from services.coordinator.prune import Retention
-from services.coordinator.state import job_id
+from services.coordinator.operations.prune import Retention
 from services.train.app import app as train
 from shared.db.engine import transaction
 from shared.db.tables import Completion, Iteration, Job, JobKind, Model, Status
@@ -210,7 +210,7 @@ def test_the_setting_prunes_once_an_hour_and_unset_never(
     loop.look()
     assert marked() == set()
     settings = Settings(retention_days=7)
-    monkeypatch.setattr("services.coordinator.prune.get_settings", lambda: settings)
+    monkeypatch.setattr("services.coordinator.operations.prune.get_settings", lambda: settings)
     threads = [threading.Thread(target=one.look) for one in (loop, other)]
     for thread in threads:
         thread.start()

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
-from services.coordinator import record_metrics
-from services.coordinator.record_metrics import Record, figures
+from services.coordinator.operations import metrics as record_metrics
+from services.coordinator.operations.metrics import Record, figures
 from shared.db import engine as db
 from shared.db.engine import transaction
 from shared.db.tables import Job, JobKind, Shard

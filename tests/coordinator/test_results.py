@@ -9,7 +9,7 @@ from sqlalchemy import Engine, update
 
 import services.generate.app
 from services.coordinator.app import app
-from services.coordinator.state import job_id
+from services.coordinator.iterations.state import job_id
 from services.judge.app import app as judge
 from services.train.app import app as train
 from shared.auth.scopes import LISTED

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.coordinator.scoring import interval, length_controlled
+from services.coordinator.pairs.length_control import interval, length_controlled
 
 scores_st = st.floats(-1e6, 1e6).map(lambda x: round(x, 3))
 responses_st = st.lists(

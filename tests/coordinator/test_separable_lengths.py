@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.coordinator import winrate
-from services.coordinator.winrate import INSEPARABLE, Duel, length_terms, win_rate, worth
+from services.coordinator.evaluation import winrate
+from services.coordinator.evaluation.winrate import INSEPARABLE, Duel, length_terms, win_rate, worth
 
 
 def simulated(

@@ -16,9 +16,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status as SpanStatus
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
-from services.coordinator import events, loop, trace_export
-from services.coordinator.state import job_id
-from services.coordinator.trace_export import GIVE_UP_AFTER, export_ended
+from services.coordinator import loop
+from services.coordinator.iterations import events
+from services.coordinator.iterations.state import job_id
+from services.coordinator.operations import trace_export
+from services.coordinator.operations.trace_export import GIVE_UP_AFTER, export_ended
 from shared.db.engine import transaction
 from shared.db.tables import Iteration, JobKind, Status
 from shared.jobs import lifecycle as jobs
@@ -259,7 +261,7 @@ def test_without_the_extra_the_loop_says_so_and_goes_on(
     stop: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(loop.COLLECTOR, "http://127.0.0.1:1")
-    monkeypatch.delattr("services.coordinator.trace_export")
-    monkeypatch.setitem(sys.modules, "services.coordinator.trace_export", None)
+    monkeypatch.delattr("services.coordinator.operations.trace_export")
+    monkeypatch.setitem(sys.modules, "services.coordinator.operations.trace_export", None)
     loop.trace(stop)
     assert "forethought[otel]" in caplog.text

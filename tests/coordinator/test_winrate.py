@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.coordinator import winrate
-from services.coordinator.scoring import SEED
-from services.coordinator.winrate import (
+from services.coordinator.evaluation import winrate
+from services.coordinator.evaluation.winrate import (
     RESAMPLES,
     RIDGE,
     Duel,
@@ -25,6 +24,7 @@ from services.coordinator.winrate import (
     length_terms,
     win_rate,
 )
+from services.coordinator.pairs.length_control import SEED
 
 samples_st = st.lists(
     st.builds(Sample, st.none() | st.integers(0, 3).map(float), st.integers(0, 300)),

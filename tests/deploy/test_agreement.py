@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from services.cli import stack
+from services.cli.machine import stack
 from services.generate.app import app as a_service
 from shared.jobs.broker import QUEUE
 from shared.settings import Settings

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
-from services.cli.postgres import bin_dir
+from services.cli.machine.postgres import bin_dir
 from shared.db.engine import transaction
 from shared.db.tables import Base
 from tests import factories

@@ -10,8 +10,8 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
-from services.coordinator.chat import metrics as chat
-from services.coordinator.record_metrics import Record
+from services.chat import metrics as chat
+from services.coordinator.operations.metrics import Record
 from shared.web import app
 from tests.deploy.manifests import (
     OVERLAYS,

@@ -20,10 +20,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from services.cli.client import Client, Object
-from services.cli.ports import port_of, reserve
-from services.cli.postgres import Postgres
-from services.cli.valkey import Valkey
+from services.cli.api.client import Client, Object
+from services.cli.machine.ports import port_of, reserve
+from services.cli.machine.postgres import Postgres
+from services.cli.machine.valkey import Valkey
 from tests import scripted_engine
 from tests.access import HEADERS, SERVICE_KEY
 from tests.data_servers import serving

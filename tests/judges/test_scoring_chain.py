@@ -8,7 +8,7 @@ import random
 
 import numpy as np
 
-from services.coordinator.pairs import Candidate, Choice, DropReason, choose
+from services.coordinator.pairs.select import Candidate, Choice, DropReason, choose
 from workers.judges.comparisons import Comparison, wins
 from workers.judges.elo import PRIOR, elo
 from workers.judges.verdicts import Verdict

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from services.cli.ports import port_of, reserve
+from services.cli.machine.ports import port_of, reserve
 from shared.settings import get_settings
 from tests.waiting import until
 from tests.workers import tiny_model

@@ -18,8 +18,8 @@ from schemathesis.specs.openapi.checks import (
 )
 from sqlalchemy import Engine
 
+from services.chat import serving as cache
 from services.coordinator.app import app as coordinator
-from services.coordinator.chat import serving as cache
 from services.generate.app import app as generate
 from services.judge.app import app as judge
 from services.train.app import app as train

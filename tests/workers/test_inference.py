@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import sqlalchemy
 
-from services.cli.ports import port_of, reserve
+from services.cli.machine.ports import port_of, reserve
 from shared.db import engine as db
 from shared.db.engine import transaction
 from shared.db.tables import Serving

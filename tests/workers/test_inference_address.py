@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from services.coordinator.chat.served_model import read_serving
+from services.chat.served_model import read_serving
 from shared.db.engine import transaction
 from shared.db.tables import Serving
 from shared.settings import Settings, get_settings

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.cli.ports import listen, port_of
+from services.cli.machine.ports import listen, port_of
 from shared.schemas.requests import Training
 from shared.settings import get_settings
 from tests.waiting import until

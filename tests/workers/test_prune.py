@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, Integer, column, func, select, table, update
 
-from services.coordinator.state import job_id
+from services.coordinator.iterations.state import job_id
 from shared.db.engine import transaction
 from shared.db.tables import Iteration, Job, JobKind, Judgment, Model, Pair, Shard, Status
 from shared.errors import Conflict

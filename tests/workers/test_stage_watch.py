@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import select
 
-from services.cli.ports import port_of, reserve
+from services.cli.machine.ports import port_of, reserve
 from shared.db.engine import transaction
 from shared.db.tables import JobKind, Shard, Status
 from shared.jobs import lifecycle as jobs

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Iterator
 
-from services.cli.datadir import DataDir
 from services.cli.doctor import gpu, machine, packages, servers
 from services.cli.doctor.finding import Finding
+from services.cli.machine.datadir import DataDir
 
 DEPLOYED = ("FORETHOUGHT_DATABASE_URL", "FORETHOUGHT_MODEL_STORE")
 """What is set for each process of a deployed platform, as in its containers."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from services.cli.datadir import DataDir
 from services.cli.doctor.finding import Finding, problem
+from services.cli.machine.datadir import DataDir
 
 GIB = 1024**3
 MIN_MEMORY_GIB, MIN_DISK_GIB = 6, 5

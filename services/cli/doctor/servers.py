@@ -6,15 +6,15 @@ from collections.abc import Iterator
 import psycopg
 import redis
 
-from services.cli.datadir import DataDir
 from services.cli.doctor.finding import Finding, problem
 from services.cli.doctor.packages import version
 from services.cli.errors import CliError
-from services.cli.ports import listen
-from services.cli.postgres import bin_dir
-from services.cli.privileges import has_user_namespaces
-from services.cli.stack import DEFAULT_PORT
-from services.cli.valkey import binary
+from services.cli.machine.datadir import DataDir
+from services.cli.machine.ports import listen
+from services.cli.machine.postgres import bin_dir
+from services.cli.machine.privileges import has_user_namespaces
+from services.cli.machine.stack import DEFAULT_PORT
+from services.cli.machine.valkey import binary
 from shared.db.engine import libpq_url
 
 PATIENCE_S = 5

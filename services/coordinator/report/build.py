@@ -9,13 +9,13 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from services.coordinator.pairing import candidates
+from services.coordinator.iterations.state import config_of, job_id
+from services.coordinator.pairs.write import candidates
 from services.coordinator.report.judges import judges
 from services.coordinator.report.outputs import outputs
 from services.coordinator.report.rho import sweep
 from services.coordinator.report.validation import categories, evaluated, validation
 from services.coordinator.report.versus import thinking_vs_direct
-from services.coordinator.state import config_of, job_id
 from shared.db.tables import Completion, Iteration, Job
 
 

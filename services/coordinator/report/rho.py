@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from services.coordinator.pairs import Candidate, Choice, DropReason, choose, settle
+from services.coordinator.pairs.select import Candidate, Choice, DropReason, choose, settle
 
 RHOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 

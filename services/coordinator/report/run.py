@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.coordinator.baseline import baseline_of
+from services.coordinator.iterations.baseline import baseline_of
 from services.coordinator.report.versus import thinking_vs_direct
 from shared.db.tables import Evaluation, Iteration, Json
 from shared.errors import NotFound

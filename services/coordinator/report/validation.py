@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.coordinator import evaluation
+from services.coordinator.evaluation import scores as evaluation
+from services.coordinator.evaluation.winrate import Duel, Samples, duels, duels_by_share, win_rate
+from services.coordinator.iterations.state import COMPARISON, compares_parent, config_of, job_id
 from services.coordinator.report.outputs import outputs
-from services.coordinator.state import COMPARISON, compares_parent, config_of, job_id
-from services.coordinator.winrate import Duel, Samples, duels, duels_by_share, win_rate
 from shared.db.tables import Evaluation, Iteration, IterationPrompt, Job, Prompt, Split
 from shared.registry.lineage import versions_of
 

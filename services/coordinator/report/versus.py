@@ -5,10 +5,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from services.coordinator import evaluation
-from services.coordinator.baseline import counterpart
-from services.coordinator.state import config_of
-from services.coordinator.winrate import duels, win_rate
+from services.coordinator.evaluation import scores as evaluation
+from services.coordinator.evaluation.winrate import duels, win_rate
+from services.coordinator.iterations.baseline import counterpart
+from services.coordinator.iterations.state import config_of
 from shared.db.tables import Iteration
 
 OWN_SEEDS = (

@@ -6,8 +6,8 @@ import openai
 import pytest
 from sqlalchemy import Engine
 
+from services.chat import serving as serving_cache
 from services.coordinator.app import app
-from services.coordinator.chat import serving as serving_cache
 from shared.thinking.formats import GENERIC, ThoughtFormat
 from tests import factories
 from tests.access import SERVICE_KEY

@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx2
 
-from services.coordinator.chat.serving import CACHE
+from services.chat.serving import CACHE
 from shared.db.engine import transaction
 from shared.db.tables import Serving
 from shared.thinking.formats import GENERIC, ThoughtFormat

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.coordinator.chat.answer import AnswerReader, Piece
-from services.coordinator.chat.schema import Tool
-from services.coordinator.chat.tool_calls import BEGIN, END, ToolCallReader, grammar
+from services.chat.answer import AnswerReader, Piece
+from services.chat.schema import Tool
+from services.chat.tool_calls import BEGIN, END, ToolCallReader, grammar
 from shared.errors import PlatformError, Unavailable
 from shared.thinking.answer_filter import AnswerFilter, fold
 from shared.thinking.formats import NATIVE, Marks

@@ -11,8 +11,8 @@ import pytest
 from openai.types.chat import ChatCompletion
 from sqlalchemy import func
 
-from services.coordinator.chat import admission
-from services.coordinator.chat.serving import CACHE
+from services.chat import admission
+from services.chat.serving import CACHE
 from shared.db.engine import transaction
 from shared.db.tables import Serving
 from shared.thinking.formats import FORMATS

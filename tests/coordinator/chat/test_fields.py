@@ -7,7 +7,7 @@ import httpx2
 import openai
 import pytest
 
-from services.coordinator.chat.serving import CACHE
+from services.chat.serving import CACHE
 from shared.thinking.formats import GENERIC
 from tests.access import HEADERS
 from tests.coordinator.chat.served import QUESTION, THOUGHT, post, replace, script

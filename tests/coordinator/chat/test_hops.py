@@ -8,7 +8,7 @@ import aiohttp
 import httpx2
 import pytest
 
-from services.coordinator.chat.serving import CACHE
+from services.chat.serving import CACHE
 from shared.thinking.formats import THINK, ThoughtFormat
 from tests.access import HEADERS
 from tests.coordinator.chat import fuzz

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 from prometheus_client import REGISTRY
 
-from services.coordinator.chat import admission
+from services.chat import admission
 from tests.access import HEADERS
 from tests.coordinator.chat.served import QUESTION, SECRET, THOUGHT, post, script
 from tests.engine_scripts import Play

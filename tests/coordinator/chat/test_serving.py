@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import delete, func, update
 from sqlalchemy.exc import TimeoutError as PoolIsFull
 
-from services.coordinator.chat import admission, served_model
-from services.coordinator.chat import serving as serving_cache
-from services.coordinator.chat.serving import CACHE
+from services.chat import admission, served_model
+from services.chat import serving as serving_cache
+from services.chat.serving import CACHE
 from shared.db.engine import get_engine, transaction
 from shared.db.tables import Model, Serving
 from shared.thinking.formats import GENERIC

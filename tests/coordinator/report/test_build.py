@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.coordinator import evaluation
+from services.coordinator.evaluation import scores as evaluation
+from services.coordinator.evaluation.winrate import INSEPARABLE
 from services.coordinator.report.build import build_report
 from services.coordinator.report.validation import MOST_CATEGORIES
-from services.coordinator.winrate import INSEPARABLE
 from shared.db.tables import Iteration, Job, Model, Prompt, Split
 from tests import factories
 from tests.evaluated_runs import BROKEN, Out, compared, evaluated, running, trained

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.coordinator.pairs import Candidate, choose_all
+from services.coordinator.pairs.select import Candidate, choose_all
 from services.coordinator.report.rho import RHOS, sweep
 
 grades_st = st.none() | st.sampled_from([0.0, 0.5, 1.0])

@@ -1,0 +1,133 @@
+"""Phase 2 of a turn: what the engine writes behind a thought, as the request binds it."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+from services.chat.schema import ChatRequest
+from services.chat.serving import CACHE, Served
+from services.chat.tool_calls import BEGIN, END, grammar
+from shared.thinking.answer_filter import AnswerFilter
+from shared.thinking.formats import Marks
+from shared.thinking.generation import respond_seed
+from shared.thinking.thoughts import Thought
+from shared.vllm.answers import Choice
+
+MOST_SPACES = 4
+"""How often the engine is asked to go on where a stop string fires before the first word."""
+
+
+@dataclass(frozen=True)
+class SecondPhase:
+    request: ChatRequest
+    served: Served
+
+    thought: Thought
+    """What it is written behind."""
+
+    def filter(self) -> AnswerFilter:
+        """Keeps thoughts out of the answer."""
+        calls = Marks(BEGIN, END) if self.request.callable_tools else None
+        return AnswerFilter(self._marks, cut_before=self._cut_before, calls=calls)
+
+    @property
+    def _is_free(self) -> bool:
+        """JSON may hold any text, and bound to it, a model cannot go on or begin to think."""
+        return self.request.response_format.type == "text"
+
+    @property
+    def _marks(self) -> Sequence[Marks]:
+        """Of thoughts that may begin in the answer."""
+        return self.served.model.format.marks if self._is_free else ()
+
+    @property
+    def _cut_before(self) -> str:
+        """The marker that a thought which was cut short may yet write."""
+        was_cut = self._is_free and self.thought.was_cut
+        return self.served.model.format.response_marker if was_cut else ""
+
+    async def draw(self, prompt: list[int], budget: int, seed: int) -> AsyncGenerator[Choice]:
+        """At most `budget` tokens that continue the prompt, which ends with the thought. White
+        space there belongs to neither thought nor answer, so a stop string that fires in it does
+        not end the answer."""
+        sampling, said = await self._sampling(seed), False
+        for attempt in range(MOST_SPACES):
+            written, fired = 0, False
+            drawn = self._drawn(list(prompt), sampling | {"max_tokens": budget})
+            async with aclosing(drawn) as pieces:
+                async for piece in pieces:
+                    prompt += piece.token_ids
+                    written += len(piece.token_ids)
+                    said |= bool(piece.text.strip())
+                    may_go_on = not said and written < budget and attempt + 1 < MOST_SPACES
+                    fired = may_go_on and str(piece.stop_reason or "").isspace()
+                    yield replace(piece, finish_reason=None, stop_reason=None) if fired else piece
+            budget -= written
+            if not fired:
+                return
+
+    async def _sampling(self, seed: int) -> dict[str, Any]:
+        request = self.request
+        return {
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": respond_seed(seed) if self.served.model.format.thinks else seed,
+            # Until there are so many, vLLM looks for no stop string.
+            "min_tokens": 0 if request.stops else 1,
+            "stop": request.stops,
+            "include_stop_str_in_output": False,
+            "skip_special_tokens": not await self._must_see_special_tokens(),
+            "frequency_penalty": request.frequency_penalty,
+            "presence_penalty": request.presence_penalty,
+            **self._constraints(),
+        }
+
+    async def _drawn(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Choice]:
+        """Of one request to the engine. What began on one model is not continued on another."""
+        CACHE.check_still(self.served)
+        begun = False
+        async with aclosing(self._asked(prompt, sampling)) as pieces:
+            async for piece in pieces:
+                # Not before: the request may have been late at the engine.
+                if not begun and not CACHE.is_sure(self.served):
+                    await self.served.confirm()
+                begun = True
+                yield piece
+
+    async def _asked(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Choice]:
+        engine = self.served.engine
+        if not self.request.stream:
+            [whole] = await engine.complete(prompt, **sampling)
+            yield whole
+            return
+        async with engine.stream(prompt, **sampling) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _must_see_special_tokens(self) -> bool:
+        """What is looked for in the answer may be a special token, and is in its text only if that
+        is asked for. The model's own end is in no text, since no stop is included."""
+        if self.request.callable_tools:
+            return True
+        tokenize = self.served.engine.tokenize
+        looked_for = {m for m in (*chain(*self._marks), self._cut_before) if m}
+        return any([len(await tokenize(m)) == 1 for m in sorted(looked_for)])
+
+    def _constraints(self) -> dict[str, Any]:
+        request = self.request
+        fields: dict[str, Any] = {}
+        if request.logprobs:
+            fields["logprobs"] = request.top_logprobs or 0
+        if request.logit_bias:
+            fields["logit_bias"] = request.logit_bias
+        if tools := request.callable_tools:
+            fields["response_format"] = grammar(
+                tools, required=request.must_call, parallel=request.parallel_tool_calls
+            )
+        elif request.response_format.type != "text":
+            fields["response_format"] = request.response_format.model_dump(
+                by_alias=True, exclude_none=True
+            )
+        return fields

@@ -1,0 +1,201 @@
+"""A chat turn: think in private, then answer. A client only ever sees what the second phase made.
+
+`Turn.think` runs phase 1 for all choices; `Turn.answer` runs one choice's phase 2. Streamed or not,
+an answer is read in one way, so both are the same text with the same usage.
+"""
+
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.chat import metrics
+from services.chat.answer import AnswerReader, Piece
+from services.chat.conversation import Conversation, without_detail
+from services.chat.schema import ChatRequest
+from services.chat.second_phase import SecondPhase
+from services.chat.serving import CACHE, Served
+from services.chat.tool_calls import ToolCallReader
+from shared.errors import InvalidRequest, PlatformError
+from shared.schemas.requests import GREEDY_BELOW
+from shared.thinking.generation import SEEDS, render_and_think, think
+from shared.thinking.thoughts import Thought
+from shared.vllm.answers import EngineFailed, EngineRefused
+
+
+@dataclass
+class Usage:
+    """Counts of token ids, summed over the choices."""
+
+    prompt_tokens: int = 0
+    reasoning_tokens: int = 0
+    answer_tokens: int = 0
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.reasoning_tokens + self.answer_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass
+class Turn:
+    """One request as it is answered."""
+
+    request: ChatRequest
+    conversation: Conversation
+    seed: int
+    prompt_ids: list[int] = field(default_factory=list)
+    """Empty until the conversation is rendered."""
+    thoughts: list[Thought] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    first_answer: metrics.FirstAnswer = field(default_factory=metrics.FirstAnswer)
+
+    @property
+    def served(self) -> Served:
+        return self.conversation.served
+
+    @property
+    def can_render_by_thinking(self) -> bool:
+        """Whether one request to the engine does both. What might be refused is rendered by itself,
+        since an error has its status only until a stream begins. So is what might leave a thought
+        less room than its budget: how much there is, is known only afterwards."""
+        fmt, longest = self.served.model.format, self.conversation.longest
+        if not fmt.thinks or fmt.prefix or not self.conversation.surely_renders:
+            return False
+        budget = self._thought_budget(longest)
+        return 0 < budget == self._thought_budget(longest - self.conversation.most_tokens)
+
+    async def render(self) -> None:
+        """Raises `InvalidRequest`: too long, or not what the model's template can render."""
+        self.prompt_ids = await self.conversation.render()
+
+    async def think(self) -> None:
+        """Phase 1, of all choices at once."""
+        if self.served.model.format.thinks:
+            if not self.prompt_ids:
+                await self._first_phase(self._render_and_think)
+            if not self.prompt_ids:
+                await self.render()
+            if not self.thoughts:
+                await self._first_phase(self._think)
+            self.thoughts *= self.request.n // len(self.thoughts)
+            for thought in self.thoughts:
+                metrics.THOUGHT_TOKENS.observe(thought.tokens)
+                metrics.THOUGHTS_CUT.inc(thought.was_cut)
+        else:
+            self.thoughts = [Thought([], "", 0, forced=False)] * self.request.n
+        self.usage.prompt_tokens = len(self.prompt_ids)
+        self.usage.reasoning_tokens = sum(thought.tokens for thought in self.thoughts)
+
+    async def _first_phase(self, draw: Callable[[], Awaitable[None]]) -> None:
+        CACHE.check_still(self.served)
+        try:
+            await draw()
+        except EngineFailed as error:
+            raise without_detail(error) from None
+        if not CACHE.is_sure(self.served):
+            await self.served.confirm()
+
+    async def _render_and_think(self) -> None:
+        """Leaves undone what does not succeed in one request, and is to be done in two."""
+        fmt, messages = self.served.model.format, self.conversation.messages
+        sampling = self._sampling(self._thought_budget(self.conversation.longest))
+        try:
+            self.prompt_ids, thoughts = await render_and_think(
+                self.served.engine, messages, fmt, **sampling
+            )
+        except EngineRefused:
+            return
+        budget = self._thought_budget(self.room)
+        if all(thought.tokens <= budget for thought in thoughts):
+            self.thoughts = thoughts
+
+    async def _think(self) -> None:
+        fmt = self.served.model.format
+        room = self.room - len(fmt.prefix.encode())  # no token has less than a byte
+        sampling = self._sampling(self._thought_budget(room))
+        self.thoughts = await think(self.served.engine, self.prompt_ids, fmt, **sampling)
+
+    def _sampling(self, budget: int) -> dict[str, Any]:
+        """Of phase 1. Of greedy thoughts, which are all alike, vLLM draws only one."""
+        return {
+            "n": 1 if self.request.temperature < GREEDY_BELOW else self.request.n,
+            "max_tokens": budget,
+            "temperature": self.request.temperature,
+            "top_p": self.request.top_p,
+            "seed": self.seed,
+        }
+
+    async def answer(self, choice: int) -> AsyncGenerator[Piece]:
+        """Phase 2 of one choice, behind its thought."""
+        thought = self.thoughts[choice]
+        budget = self._answer_budget(thought)
+        if budget <= 0:
+            yield Piece(finish_reason="length")
+            return
+        phase = SecondPhase(self.request, self.served, thought)
+        tools = ToolCallReader() if self.request.callable_tools else None
+        reader = AnswerReader(phase.filter(), tools)
+        try:
+            drawn = phase.draw([*self.prompt_ids, *thought.ids], budget, self.seed + choice)
+            async with aclosing(drawn) as pieces:
+                async for piece in pieces:
+                    self.usage.answer_tokens += len(piece.token_ids)
+                    metrics.ANSWER_TOKENS.inc(len(piece.token_ids))
+                    yield reader.read(piece)
+        except EngineRefused as error:
+            raise self._named(error) from None
+        except EngineFailed as error:
+            raise without_detail(error) from None
+        finally:
+            metrics.LEAKS_BLOCKED.inc(reader.hidden)
+
+    @property
+    def room(self) -> int:
+        """Tokens between the prompt's end and that of the model's context."""
+        return self.conversation.longest - len(self.prompt_ids)
+
+    def _thought_budget(self, room: int) -> int:
+        """Most tokens of a thought. Half of what there is stays for the answer."""
+        wanted = self.request.max_thought_tokens
+        if wanted is None:
+            wanted = self.served.model.thought_budget(self.request.reasoning_effort or "medium")
+        limit = room if self.request.limit is None else min(room, self.request.limit)
+        return min(wanted, limit - limit // 2)
+
+    def _answer_budget(self, thought: Thought) -> int:
+        room = self.room - len(thought.ids)
+        limit = self.request.limit
+        return room if limit is None else min(room, limit - thought.tokens)
+
+    def _named(self, error: EngineRefused) -> PlatformError:
+        """The engine refuses a field that is handed on to it. It names the field, of a grammar not
+        always; what else it says may hold what a model wrote."""
+        request = self.request
+        ours: dict[str | None, str] = {"logit_bias": "logit_bias", "logprobs": "top_logprobs"}
+        if request.callable_tools or request.response_format.type != "text":
+            grammar = "tools" if request.callable_tools else "response_format"
+            ours |= {"response_format": grammar, None: grammar}
+        name = ours.get(error.field)
+        if name is None:
+            return without_detail(error)
+        return InvalidRequest(f"{name}: the engine cannot use it", param=name)
+
+
+async def prepare(request: ChatRequest, served: Served) -> Turn:
+    """The turn, rendered unless that is done as it thinks.
+
+    Raises:
+        InvalidRequest: too long, or not what the model's template can render.
+    """
+    conversation = await Conversation.of(request, served)
+    # One and the same engine request repeats a whole choice; the engine adds k for choice k.
+    seed = random.randrange(SEEDS) if request.seed is None else request.seed % SEEDS
+    turn = Turn(request, conversation, seed)
+    if not turn.can_render_by_thinking:
+        await turn.render()
+    return turn

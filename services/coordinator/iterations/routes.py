@@ -1,0 +1,231 @@
+"""The routes of iterations: start, list, read, cancel, resume."""
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from services.coordinator.iterations import events
+from services.coordinator.iterations.baseline import baseline_of
+from services.coordinator.iterations.create import start_run
+from services.coordinator.iterations.policy import STAGES
+from services.coordinator.iterations.progress import IterationProgress, progress_of
+from services.coordinator.iterations.state import job_id
+from services.coordinator.job_services import Services
+from shared import log
+from shared.auth import audit
+from shared.base import Read
+from shared.db.tables import Iteration, Job, Status
+from shared.errors import Conflict, NotFound
+from shared.schemas.requests import IterationRequest, Resume
+from shared.web.idempotency import OnceDep
+from shared.web.paging import Limit, Page, page, unix
+from shared.web.session import SessionDep
+
+router = APIRouter(tags=["iterations"])
+
+
+class IterationRead(Read):
+    id: uuid.UUID
+    object: Literal["iteration"]
+    run_id: uuid.UUID
+    baseline_run_id: uuid.UUID | None = None
+    """The run that does the same without thoughts, where one was started with this run."""
+    baseline_of: uuid.UUID | None = None
+    """The run with thoughts, where this run is its baseline."""
+    number: int
+    status: Status
+    stage: str
+    progress: IterationProgress
+    config: dict[str, Any]
+    seed_model: uuid.UUID
+    parent_model: uuid.UUID | None
+    result_model: uuid.UUID | None
+    timings: dict[str, float]
+    report: dict[str, Any] | None
+    error: dict[str, Any] | None
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    pruned_at: int | None
+
+
+def read(session: Session, row: Iteration) -> IterationRead:
+    return IterationRead(
+        id=row.id,
+        object="iteration",
+        run_id=row.run_id,
+        baseline_run_id=baseline_of(session, row.run_id),
+        baseline_of=row.baseline_of,
+        number=row.number,
+        status=row.status,
+        stage=row.stage,
+        progress=progress_of(session, row),
+        config=row.config,
+        seed_model=row.seed_model_id,
+        parent_model=row.parent_model_id,
+        result_model=row.result_model_id,
+        timings={stage: row.timings[stage] for stage in STAGES if stage in row.timings},
+        report=row.report,
+        error=row.error,
+        created_at=unix(row.created_at),
+        started_at=unix(row.started_at),
+        finished_at=unix(row.finished_at),
+        pruned_at=unix(row.pruned_at),
+    )
+
+
+def find(session: Session, iteration_id: uuid.UUID, *, lock: bool = False) -> Iteration:
+    row = session.get(
+        Iteration, iteration_id, with_for_update={"key_share": True} if lock else None
+    )
+    if row is None:
+        raise NotFound(f"no iteration {iteration_id}", param="id")
+    log.bind_here(iteration=str(iteration_id))
+    return row
+
+
+@router.post("/iterations", status_code=202)
+def create(
+    request: IterationRequest, session: SessionDep, response: Response, once: OnceDep
+) -> IterationRead:
+    """Start a run of `count` iterations; answers with the first one. Repeat safely with an
+    `Idempotency-Key`. With `baseline` a second run starts, `baseline_run_id` in the answer."""
+
+    def start() -> IterationRead:
+        first = start_run(session, request)[0]
+        audit.record(session, "iteration.create", first.id, run=str(first.run_id))
+        return read(session, first)
+
+    created = once(request, start, IterationRead)
+    response.headers["Location"] = f"/iterations/{created.id}"
+    return created
+
+
+@router.get("/iterations")
+def list_iterations(
+    session: SessionDep,
+    run_id: uuid.UUID | None = None,
+    status: Status | None = None,
+    after: uuid.UUID | None = None,
+    limit: Limit = 20,
+) -> Page[IterationRead]:
+    query = select(Iteration)
+    if run_id is not None:
+        query = query.where(Iteration.run_id == run_id)
+    if status is not None:
+        query = query.where(Iteration.status == status)
+    return page(session, query, Iteration, after, limit, lambda row: read(session, row))
+
+
+@router.get("/iterations/{iteration_id}")
+def get_iteration(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
+    return read(session, find(session, iteration_id))
+
+
+@router.post("/iterations/{iteration_id}/cancel", status_code=202)
+def cancel(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
+    """Stop this iteration and those after it in its run; a baseline goes on. Idempotent.
+
+    The end is recorded here; the loop then ends the jobs, so a coordinator that dies in between
+    leaves none at work.
+    """
+    first = find(session, iteration_id)
+    rest = session.scalars(
+        select(Iteration)
+        .where(
+            Iteration.run_id == first.run_id,
+            Iteration.number >= first.number,
+            Iteration.finished_at.is_(None),
+        )
+        .with_for_update(key_share=True)
+    ).all()
+    for row in rest:
+        row.status, row.finished_at = Status.cancelled, datetime.now(UTC)
+        events.record(session, row.id, "status", "cancelled")
+    if rest:
+        audit.record(session, "iteration.cancel", iteration_id, cancelled=len(rest))
+    session.flush()
+    return read(session, first)
+
+
+@router.post("/iterations/{iteration_id}/resume", status_code=202)
+def resume(
+    iteration_id: uuid.UUID, session: SessionDep, change: Resume | None = None
+) -> IterationRead:
+    """Take a failed or cancelled iteration up where it ended; shards that are done stay done.
+    Those after it in its run that ended with it for want of a parent wait for it again.
+
+    With `training` it trains with other settings on the pairs that it has.
+    """
+    row = find(session, iteration_id, lock=True)
+    if row.pruned_at is not None:
+        raise Conflict(
+            f"iteration {iteration_id} was pruned and cannot be resumed; start a new one",
+            param="id",
+            code="iteration_pruned",
+        )
+    if row.status not in (Status.failed, Status.cancelled):
+        raise Conflict(
+            f"iteration {iteration_id} is {row.status}; only a failed or cancelled one "
+            "can be resumed",
+            param="id",
+        )
+    changed: dict[str, Any] = {}
+    if change is not None and change.training is not None:
+        changed = {"training": change.training.model_dump(mode="json")}
+        _change(session, row, changed)
+    ended = select(Job).where(
+        Job.iteration_id == row.id,
+        Job.step.is_not(None),  # a job of a user's own is not the iteration's to resume
+        Job.status.in_((Status.failed, Status.cancelled)),
+    )
+    for job in session.scalars(ended):
+        Services.from_settings().for_job(job.kind).post(f"/jobs/{job.id}/resume")
+    _reopen(session, row, **changed)
+    for later in session.scalars(_waiting_for(row)):
+        _reopen(session, later)
+    audit.record(session, "iteration.resume", iteration_id)
+    session.flush()
+    return read(session, row)
+
+
+def _reopen(session: Session, row: Iteration, **changed: Any) -> None:
+    row.status = Status.queued if row.parent_model_id is None else Status.running
+    row.error, row.finished_at, row.stage_started_at = None, None, datetime.now(UTC)
+    if row.pairing is not None and row.pairing["kept"] == 0:
+        row.pairing = None
+    events.record(session, row.id, "status", "resumed", **changed)
+
+
+def _waiting_for(row: Iteration) -> Select[Iteration]:
+    """Those that never began, for one before them failed."""
+    return (
+        select(Iteration)
+        .where(
+            Iteration.run_id == row.run_id,
+            Iteration.number > row.number,
+            Iteration.pruned_at.is_(None),
+            Iteration.error["code"].astext == "parent_failed",
+        )
+        .with_for_update(key_share=True)
+    )
+
+
+def _change(session: Session, row: Iteration, changed: dict[str, Any]) -> None:
+    """Replace its training's settings: of the job too, where there is one."""
+    row.config = row.config | changed
+    job = session.get(Job, job_id(row.id, "train"))
+    if job is None:
+        return
+    if job.status is Status.succeeded:
+        raise Conflict(
+            f"training: iteration {row.id} has trained; other settings need a new iteration",
+            param="training",
+        )
+    train = Services.from_settings().train
+    train.post(f"/jobs/{job.id}/cancel")  # it may not have heard yet that its iteration ended
+    train.post(f"/jobs/{job.id}/resume", changed)
