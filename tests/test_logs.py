@@ -47,7 +47,9 @@ def test_a_stage_names_iteration_job_shard_and_attempt(
     iteration_id = uuid.uuid4()
     job_id = judge_job(iteration_id)
     stage = subprocess.run(
-        [sys.executable, "-m", "workers.judge", "--job", job_id], capture_output=True, text=True
+        [sys.executable, "-m", "workers.judge.stage", "--job", job_id],
+        capture_output=True,
+        text=True,
     )
     [line] = [line for line in lines(stage.stderr) if line["event"] == "shard failed"]
     bound = {"iteration": str(iteration_id), "job": job_id, "shard": 0, "attempt": 1}

@@ -26,7 +26,7 @@ from shared.jobs import lifecycle as jobs
 from shared.jobs import recovery
 from shared.schemas.judges import Needs, judge_spec
 from shared.settings import get_settings
-from workers.engine import Engine, EngineError, EngineStartError, ModelWeights
+from workers.engine.engine import Engine, EngineError, EngineStartError, ModelWeights
 from workers.leases import new_worker_name
 from workers.stage import DATABASE_AWAY, ENGINE_FAILED, LEASE_LOST
 from workers.stage_watch import StageWatch, ended, engine_watched
@@ -34,11 +34,11 @@ from workers.stage_watch import StageWatch, ended, engine_watched
 logger = logging.getLogger(__name__)
 
 STAGES = {
-    JobKind.generate: "workers.generate",
-    JobKind.judge: "workers.judge",
-    JobKind.train: "workers.train_job",
-    JobKind.register: "workers.register",
-    JobKind.prune: "workers.prune",
+    JobKind.generate: "workers.generate.stage",
+    JobKind.judge: "workers.judge.stage",
+    JobKind.train: "workers.train.job",
+    JobKind.register: "workers.models.register",
+    JobKind.prune: "workers.models.prune",
 }
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 1.0

@@ -16,8 +16,8 @@ from shared.jobs import lifecycle as jobs
 from shared.jobs.lifecycle import LeaseLost
 from shared.settings import get_settings
 from shared.vllm.answers import EngineFailed
-from workers.exhausted import DISK_FULL, disk_full_message, exit_status
 from workers.leases import StageError, new_worker_name
+from workers.resource_errors import DISK_FULL, disk_full_message, exit_status
 
 logger = logging.getLogger(__name__)
 LEASE_LOST = 75

@@ -13,7 +13,7 @@ from shared.db.engine import transaction
 from shared.db.tables import Job
 from shared.jobs import lifecycle as jobs
 from shared.settings import get_settings
-from workers.engine import Engine, EngineError
+from workers.engine.engine import Engine, EngineError
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 30.0

@@ -13,7 +13,7 @@ from celery.signals import setup_logging, worker_init, worker_shutting_down
 from shared import log
 from shared.db.tables import JobKind
 from shared.jobs.broker import celery
-from workers import engine_metrics
+from workers.engine import metrics as engine_metrics
 from workers.runtime import Runtime
 
 app = celery

@@ -1,6 +1,6 @@
 """The checks a prompt can carry for the `verifier` judge: their kinds and fields, not their logic.
 
-Datasets are validated against these on upload; `workers/judges/verifier.py` runs them.
+Datasets are validated against these on upload; `workers/judge/checks/verifier.py` runs them.
 """
 
 from typing import Annotated, Literal, Self

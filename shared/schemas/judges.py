@@ -97,7 +97,7 @@ class Pointwise(_Judge):
     """A score from 0 to 10 by a rubric."""
 
     rubric: str | None = Field(default=None, min_length=1, max_length=20_000)
-    """What a good response is; absent: `workers/judges/verdicts.py` has one."""
+    """What a good response is; absent: `workers/judge/llm/verdicts.py` has one."""
     samples: int = Field(default=1, ge=1, le=64)
     """How many scores are averaged; more than one is sampled at temperature 1."""
     expected: bool = False

@@ -27,9 +27,9 @@ from services.cli.machine.stack import Options, Stack, running
 from shared.settings import get_settings
 from shared.thinking.formats import FORMATS
 from tests.access import bearer
-from workers.engine_process import engine_flags, environment
-from workers.generate import seed_of
-from workers.prompts import ShardPrompt
+from workers.engine.process import engine_flags, environment
+from workers.generate.prompts import ShardPrompt
+from workers.generate.stage import seed_of
 
 PROMPTS = Path(__file__).parents[2] / "configs" / "demo" / "prompts.jsonl"
 CONTEXT = 2048

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.workers import reward_models
-from workers.unpack import unpack
+from workers.models.unpack import unpack
 
 SIDES = ("transformers", "vllm")
 PROMPTS = Path(__file__).parents[2] / "configs" / "demo" / "prompts.jsonl"

@@ -12,9 +12,9 @@ import uuid
 
 from shared.schemas.judges import RewardModelSpec
 from shared.schemas.requests import JudgeItem
-from workers.judges import Place
-from workers.judges.reward_model import RewardModel
-from workers.judges.reward_source import open_source
+from workers.judge.kinds import Place
+from workers.judge.reward.model import RewardModel
+from workers.judge.reward.source import open_source
 
 
 def main(runner: str, model: str) -> None:

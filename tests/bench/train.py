@@ -20,8 +20,8 @@ from rich.table import Table
 
 from shared.schemas.requests import Training
 from shared.thinking.formats import FORMATS
-from workers.train import TrainConfig
-from workers.unpack import unpack
+from workers.models.unpack import unpack
+from workers.train.train import TrainConfig
 
 PROMPTS = Path(__file__).parents[2] / "configs" / "demo" / "prompts.jsonl"
 WORDS = (15, 90)

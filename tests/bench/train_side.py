@@ -12,11 +12,11 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOTrainer
 
-from workers import train
-from workers.checkpoints import read_metrics
-from workers.dpo import StepSampler, dpo_config
-from workers.preference_data import ChatTokens, tokenize_pairs
-from workers.train import TrainConfig
+from workers.train import train
+from workers.train.checkpoints import read_metrics
+from workers.train.dpo import StepSampler, dpo_config
+from workers.train.pairs import ChatTokens, tokenize_pairs
+from workers.train.train import TrainConfig
 
 
 def ours(config: TrainConfig) -> dict[str, Any]:

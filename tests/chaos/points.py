@@ -237,5 +237,5 @@ HOOKS: dict[str, Callable[[ModuleType], None]] = {
     "sqlalchemy.orm": _hook_commits,
     "shared.jobs.broker": _hook_messages,
     "workers.leases": _hook_leases,
-    "workers.engine": _hook_swaps,
+    "workers.engine.engine": _hook_swaps,
 }

@@ -16,7 +16,7 @@ from services.cli.machine.datadir import DataDir
 from services.cli.machine.ports import listen, port_of
 from tests.access import bearer
 from tests.waiting import PATIENCE_SECONDS, until
-from workers.judges.reward_runners import SLEEPERS_SHARE, gpu_share
+from workers.judge.reward.runners import SLEEPERS_SHARE, gpu_share
 
 pytestmark = pytest.mark.slow
 UP = [sys.executable, "-m", "services.cli", "up"]

@@ -24,7 +24,7 @@ from shared.web.client import ServiceClient
 from tests import access, factories
 from tests.past_runs import checkpoint, files, past_run, samples
 from tests.scripted_engine import serving
-from workers import prune as stage
+from workers.models import prune as stage
 
 OK, FAILED, CANCELLED = Status.succeeded, Status.failed, Status.cancelled
 NOTHING = {"iterations": 0, "completions": 0, "checkpoints": 0, "bytes": 0}

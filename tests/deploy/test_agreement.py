@@ -32,7 +32,7 @@ OTHERS = {"postgres", "valkey", "prometheus", "grafana"}
 """Images that are not ours."""
 SERVICES = {f"services.{name}.app" for name in ("coordinator", "generate", "judge", "train")}
 PROCESSES = SERVICES | {
-    "services.coordinator.loop", "shared.db.migrate", "workers.tasks", "workers.inference",
+    "services.coordinator.loop", "shared.db.migrate", "workers.tasks", "workers.engine.inference",
 }  # fmt: skip
 SETTINGS = {f"FORETHOUGHT_{name.upper()}": field for name, field in Settings.model_fields.items()}
 TARGETS = set(re.findall(r"^FROM \S+ AS (\w+)$", dockerfile(), re.MULTILINE)) - {"source", "python"}
@@ -184,7 +184,7 @@ def test_workers_alone_are_given_the_key_of_judges_elsewhere(containers: dict[st
 
 @EACH
 def test_the_coordinator_finds_the_engine(containers: dict[str, Object]) -> None:
-    (name,) = (n for n, found in containers.items() if module(found) == "workers.inference")
+    (name,) = (n for n, found in containers.items() if module(found) == "workers.engine.inference")
     settings = environment(containers[name])
     port = DEFAULTS.inference_engine_port
     names = [variable["name"] for variable in containers[name].get("env", [])]

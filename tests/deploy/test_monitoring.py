@@ -28,7 +28,7 @@ from tests.deploy.manifests import (
 )
 from tests.deploy.test_agreement import PORT, SERVICES, module
 from tests.deploy.test_network import chosen
-from workers import engine_metrics
+from workers.engine import metrics as engine_metrics
 
 FOLDER = ROOT / "k8s" / "monitoring"
 DOCS = (ROOT / "docs" / "metrics.md").read_text()
@@ -142,7 +142,7 @@ def test_prometheus_asks_everything_that_compose_runs() -> None:
     }
     assert set(services["names"]) == {n for n, what in running.items() if what in SERVICES}
     assert set(engines["names"]) == {
-        n for n, what in running.items() if what in ("workers.tasks", "workers.inference")
+        n for n, what in running.items() if what in ("workers.tasks", "workers.engine.inference")
     }
     assert (services["port"], engines["port"]) == (PORT, METRICS_PORT)
     for name in engines["names"]:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from workers.judges.comparisons import Answers, Comparison, all_pairs, calls, next_round, wins
-from workers.judges.elo import elo
-from workers.judges.verdicts import Verdict
+from workers.judge.llm.comparisons import Answers, Comparison, all_pairs, calls, next_round, wins
+from workers.judge.llm.elo import elo
+from workers.judge.llm.verdicts import Verdict
 
 UNREADABLE = 0.02
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.judges.simulate import JUDGES, Setting, figures, sampled, spearman
-from workers.judges.comparisons import Comparison, agreement, all_pairs, calls, next_round, wins
-from workers.judges.verdicts import Verdict
+from workers.judge.llm.comparisons import Comparison, agreement, all_pairs, calls, next_round, wins
+from workers.judge.llm.verdicts import Verdict
 
 plan_st = st.integers(2, 10).flatmap(
     lambda k: st.tuples(st.just(k), st.integers(k, k * (k - 1)), st.integers(0, 2**32))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.judges.elo import Matrix, elo
+from workers.judge.llm.elo import Matrix, elo
 
 counts_st = st.sampled_from([0.0, 0.0, 1.0, 2.0, 0.5]) | st.floats(0, 30)
 wins_st = st.integers(1, 8).flatmap(

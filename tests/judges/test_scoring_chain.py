@@ -9,9 +9,9 @@ import random
 import numpy as np
 
 from services.coordinator.pairs.select import Candidate, Choice, DropReason, choose
-from workers.judges.comparisons import Comparison, wins
-from workers.judges.elo import PRIOR, elo
-from workers.judges.verdicts import Verdict
+from workers.judge.llm.comparisons import Comparison, wins
+from workers.judge.llm.elo import PRIOR, elo
+from workers.judge.llm.verdicts import Verdict
 
 CASES = 3000
 K = 6

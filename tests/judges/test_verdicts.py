@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.judges.verdicts import (
+from workers.judge.llm.verdicts import (
     PAIRWISE_SYSTEM,
     Message,
     Verdict,

@@ -14,8 +14,8 @@ from services.cli.machine.ports import port_of, reserve
 from shared.settings import get_settings
 from tests.waiting import until
 from tests.workers import tiny_model
-from workers.engine import Engine, EngineStartError
-from workers.engine_admin import EngineAdmin
+from workers.engine.admin import EngineAdmin
+from workers.engine.engine import Engine, EngineStartError
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(400)]
 

@@ -18,7 +18,7 @@ from shared.vllm.client import EngineClient
 from tests.engine_scripts import Play, Script
 from tests.scripted_engine import ScriptedEngine, running
 from tests.workers import tiny_model
-from workers.token_split import TokenSplitter
+from workers.generate.token_split import TokenSplitter
 
 MARKED = ThoughtFormat(name="marked", response_marker="<R>")
 TEXTS = st.text("<R>ab \n\té思", max_size=12)

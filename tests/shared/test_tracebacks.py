@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from shared.errors import Unavailable
 from shared.tracebacks import FRAMES, render
-from workers.engine_admin import SwapError
+from workers.engine.admin import SwapError
 
 
 def raised(act: Callable[[], object]) -> BaseException:

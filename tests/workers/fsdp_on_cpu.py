@@ -1,4 +1,5 @@
-"""`workers.train` by FSDP2 on CPUs: accelerate has it on accelerators only, torch has it on both.
+"""`workers.train.train` by FSDP2 on CPUs: accelerate has it on accelerators only, torch has it on
+both.
 
 `DIES_IN` in the environment names an epoch's folder at which every rank dies. `HEAD` says that the
 log-probabilities are to be TRL's, as on GPUs.
@@ -13,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from transformers import Trainer
 
-from workers import checkpoints, lm_head, train
+from workers.train import checkpoints, lm_head, train
 
 create_accelerator = Trainer.create_accelerator_and_postprocess
 save_model = checkpoints.save_model

@@ -11,9 +11,9 @@ from prometheus_client import REGISTRY
 
 from tests.scripted_engine import ScriptedEngine, running
 from tests.workers import tiny_model
-from workers.engine import Engine, SwapError
-from workers.engine_admin import EngineTimeout
-from workers.model_folder import write_probe
+from workers.engine.admin import EngineTimeout
+from workers.engine.engine import Engine, SwapError
+from workers.models.folder import write_probe
 
 
 def figures() -> list[float]:

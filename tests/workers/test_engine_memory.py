@@ -19,11 +19,11 @@ from tests import factories
 from tests.engine_scripts import Play
 from tests.scripted_engine import ScriptedEngine, running
 from tests.workers import tiny_model
-from workers import engine_process
-from workers.engine import Engine, EngineError, EngineStartError, ModelWeights
-from workers.model_folder import write_probe
+from workers.engine import process as engine_process
+from workers.engine.engine import Engine, EngineError, EngineStartError, ModelWeights
+from workers.models.folder import write_probe
+from workers.models.weights import weights_sha256
 from workers.runtime import Runtime
-from workers.weights import weights_sha256
 
 DIES = "print('torch.OutOfMemoryError: CUDA out of memory'); exit(1)"
 

@@ -21,11 +21,12 @@ from tests import factories
 from tests.data_servers import empty_tables
 from tests.waiting import until
 from tests.workers import tiny_model
-from workers import engine_process, inference
-from workers.engine import Engine
-from workers.engine_admin import EngineTimeout
-from workers.inference import Inference
-from workers.weights import weights_sha256
+from workers.engine import inference
+from workers.engine import process as engine_process
+from workers.engine.admin import EngineTimeout
+from workers.engine.engine import Engine
+from workers.engine.inference import Inference
+from workers.models.weights import weights_sha256
 
 pytestmark = pytest.mark.slow
 NOTICE_SECONDS = 30.0

@@ -14,10 +14,10 @@ from shared.settings import Settings, get_settings
 from tests import factories
 from tests.scripted_engine import ScriptedEngine, running
 from tests.workers import tiny_model
-from workers import engine_process
-from workers.engine import Engine, EngineStartError, ModelWeights
-from workers.inference import Inference
-from workers.weights import weights_sha256
+from workers.engine import process as engine_process
+from workers.engine.engine import Engine, EngineStartError, ModelWeights
+from workers.engine.inference import Inference
+from workers.models.weights import weights_sha256
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from shared.jobs.lifecycle import NewShard
 from shared.schemas.requests import JudgeItem
 from shared.thinking.formats import GENERIC
 from tests.judge_server import JudgeServer, Messages, running
-from workers import judge as stage
-from workers.judges.base import Score
-from workers.judges.verifier import Verifier
+from workers.judge import stage
+from workers.judge.base import Score
+from workers.judge.checks.verifier import Verifier
 
 CANARY = "zebra-canary"
 PROMPTS = [

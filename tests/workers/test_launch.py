@@ -19,11 +19,11 @@ from shared.schemas.requests import Training
 from shared.settings import get_settings
 from tests.waiting import until
 from tests.workers import tiny_model
-from workers import launch
-from workers.checkpoints import read_metrics
-from workers.dpo import micro_batch_size
-from workers.preference_data import TrainError
-from workers.train import TrainConfig, main
+from workers.train import launch
+from workers.train.checkpoints import read_metrics
+from workers.train.dpo import micro_batch_size
+from workers.train.pairs import TrainError
+from workers.train.train import TrainConfig, main
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 SETTINGS = Training(learning_rate=3e-3, epochs=2, batch_size=8, micro_batch_size=2)
@@ -98,7 +98,7 @@ def test_two_processes_take_the_steps_of_one(
     inputs: tuple[Path, Path], alone: Path, tmp_path: Path
 ) -> None:
     config = written(inputs, tmp_path / "out")
-    assert ended(run("workers.launch", "--config", config, "--processes", "2")) == 0
+    assert ended(run("workers.train.launch", "--config", config, "--processes", "2")) == 0
     agree(config.parent, alone)
     result = json.loads((config.parent / "result.json").read_text())
     assert result["settings"]["processes"] == 2
@@ -140,9 +140,17 @@ def test_two_machines_take_the_steps_of_one(
     )
     settings = {"FORETHOUGHT_ACCELERATE_CONFIG": str(machines),
                 "FORETHOUGHT_MODEL_STORE": str(tmp_path)}  # fmt: skip
-    waiting = ("--config_file", machines, "--machine_rank", "1", "-m", "workers.train", "--config")
+    waiting = (
+        "--config_file",
+        machines,
+        "--machine_rank",
+        "1",
+        "-m",
+        "workers.train.train",
+        "--config",
+    )
     second = run("accelerate.commands.launch", *waiting, tmp_path / launch.ON_MACHINES)
-    first = run("workers.launch", "--config", config, **settings)
+    first = run("workers.train.launch", "--config", config, **settings)
     assert (ended(first), ended(second)) == (0, 0)
     agree(config.parent, alone)
 
@@ -150,7 +158,7 @@ def test_two_machines_take_the_steps_of_one(
 def test_a_refusal_comes_through_the_launcher(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     uneven = SETTINGS.model_copy(update={"batch_size": 7})
     config = written(inputs, tmp_path / "out", uneven)
-    assert ended(run("workers.launch", "--config", config, "--processes", "2")) == 2
+    assert ended(run("workers.train.launch", "--config", config, "--processes", "2")) == 2
     error = json.loads((config.parent / "error.json").read_text())
     assert error["param"] == "training.batch_size"
     assert "7 pairs a step cannot be shared evenly by 2 GPUs" in error["message"]
@@ -160,7 +168,7 @@ def test_ranks_die_with_their_launcher(inputs: tuple[Path, Path], tmp_path: Path
     """They are in sessions of their own, which a kill of the stage's group does not reach."""
     long = SETTINGS.model_copy(update={"epochs": 100})
     config = written(inputs, tmp_path / "out", long)
-    launcher = run("workers.launch", "--config", config, "--processes", "2")
+    launcher = run("workers.train.launch", "--config", config, "--processes", "2")
     until((config.parent / "metrics.jsonl").exists, "the ranks train", 60)
     assert len(ranks_of(config)) == 2
     os.killpg(launcher.pid, signal.SIGKILL)
@@ -175,7 +183,7 @@ def ranks_of(config: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         words = process.info["cmdline"] or []
-        is_rank = "workers.train" in words and "accelerate.commands.launch" not in words
+        is_rank = "workers.train.train" in words and "accelerate.commands.launch" not in words
         lives = process.info["status"] != psutil.STATUS_ZOMBIE
         if is_rank and lives and str(config) in words:
             found.append(process)

@@ -27,8 +27,9 @@ from shared.schemas.requests import JudgeItem
 from shared.vllm.answers import EngineFailed
 from tests.judge_server import JudgeServer, Messages, Reply, running
 from tests.scripted_engine import serving
-from workers.judges import Judge, Place, make_judge, remote
-from workers.judges.remote import Pace
+from workers.judge.kinds import Judge, Place, make_judge
+from workers.judge.llm import remote
+from workers.judge.llm.remote import Pace
 from workers.leases import StageError
 
 KEY = "sk-canary-1234"

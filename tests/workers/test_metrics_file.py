@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from workers.metrics_file import MetricsFile
+from workers.train.metrics_file import MetricsFile
 
 
 def write(path: Path, steps: int, after: str = "") -> None:

@@ -11,10 +11,10 @@ import pytest
 
 from shared.thinking.formats import NONE, SPECIFIC, THINK
 from tests.workers import tiny_model
-from workers import register
 from workers.leases import StageError
-from workers.model_files import ModelFolderError, check_files
-from workers.unpack import UnpackError, unpack
+from workers.models import register
+from workers.models.files import ModelFolderError, check_files
+from workers.models.unpack import UnpackError, unpack
 
 
 @pytest.fixture(scope="module")

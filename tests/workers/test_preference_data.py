@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from tests.workers import tiny_model
-from workers.preference_data import (
+from workers.train.pairs import (
     ChatTokens,
     Drop,
     PairRow,

@@ -10,7 +10,7 @@ from shared.db.tables import Dataset, Iteration, IterationPrompt, Job, JobKind, 
 from shared.jobs import lifecycle as jobs
 from shared.jobs.lifecycle import NewShard
 from tests import factories
-from workers.prompts import longer_prompts, place_of
+from workers.generate.prompts import longer_prompts, place_of
 
 
 def job_of(session: Session, dataset: Dataset, *without: Prompt) -> Job:

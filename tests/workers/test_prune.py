@@ -22,7 +22,7 @@ from shared.settings import get_settings
 from tests import factories
 from tests.past_runs import checkpoint, files, past_run, samples
 from tests.waiting import until
-from workers import prune
+from workers.models import prune
 
 OK, FAILED = Status.succeeded, Status.failed
 PID = column("pid", Integer)

@@ -18,7 +18,7 @@ from shared.db.tables import Job, JobKind, Shard, Status
 from shared.jobs import lifecycle as jobs
 from shared.jobs.lifecycle import NewShard
 from tests import factories
-from workers import register
+from workers.models import register
 
 
 def answered(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:

@@ -21,20 +21,16 @@ from shared.schemas.judges import RewardModelSpec
 from shared.schemas.requests import JudgeItem
 from shared.settings import Settings
 from tests.workers import reward_models, tiny_model
-from workers import judge_items
-from workers.judges import (
-    CannotJudge,
-    Place,
-    make_judge,
-    reward_model,
-    reward_runners,
-    reward_source,
-)
-from workers.judges.reward_model import RewardModel
-from workers.judges.reward_runners import TransformersRunner, batches, float32_head, gpu_share
-from workers.judges.reward_source import Source, open_source
+from workers.generate.prompts import ShardPrompt
+from workers.judge import items as judge_items
+from workers.judge.kinds import CannotJudge, Place, make_judge
+from workers.judge.reward import model as reward_model
+from workers.judge.reward import runners as reward_runners
+from workers.judge.reward import source as reward_source
+from workers.judge.reward.model import RewardModel
+from workers.judge.reward.runners import TransformersRunner, batches, float32_head, gpu_share
+from workers.judge.reward.source import Source, open_source
 from workers.leases import StageError
-from workers.prompts import ShardPrompt
 
 CONTEXT = 256
 END = 2

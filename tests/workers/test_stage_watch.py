@@ -26,11 +26,12 @@ from shared.thinking.formats import GENERIC
 from tests import factories
 from tests.waiting import until
 from tests.workers import tiny_model
-from workers import engine_process, stage_watch
-from workers.engine import Engine, EngineError
+from workers import stage_watch
+from workers.engine import process as engine_process
+from workers.engine.engine import Engine, EngineError
+from workers.models.weights import weights_sha256
 from workers.runtime import Runtime
 from workers.stage_watch import engine_watched
-from workers.weights import weights_sha256
 
 
 def slow(_: Settings, model: Path, host: str, port: int) -> Sequence[str]:

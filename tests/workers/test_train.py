@@ -20,13 +20,13 @@ from trl import DPOConfig
 
 from shared.schemas.requests import LoraSettings, Training
 from tests.workers import tiny_model
-from workers import checkpoints, dpo
-from workers.dpo import PairTrainer, StepSampler, _check_extra, dpo_config
-from workers.lm_head import add_completion_head
-from workers.preference_data import ChatTokens, TrainError, tokenize_pairs
-from workers.train import TrainConfig, main
-from workers.training_files import USED_SETTINGS
-from workers.weights import weights_sha256
+from workers.models.weights import weights_sha256
+from workers.train import checkpoints, dpo
+from workers.train.dpo import PairTrainer, StepSampler, _check_extra, dpo_config
+from workers.train.files import USED_SETTINGS
+from workers.train.lm_head import add_completion_head
+from workers.train.pairs import ChatTokens, TrainError, tokenize_pairs
+from workers.train.train import TrainConfig, main
 
 pytestmark = pytest.mark.filterwarnings("default")
 FAST = Training(learning_rate=3e-3, epochs=4, batch_size=4, micro_batch_size=2, warmup_fraction=0)
@@ -274,7 +274,7 @@ def test_a_corrupt_checkpoint_is_not_resumed_from(
     with (newest / "optimizer.pt").open("r+b") as file:
         file.seek(100)
         file.write(b"broken")
-    with caplog.at_level("WARNING", logger="workers.train"):
+    with caplog.at_level("WARNING", logger="workers.train.train"):
         assert hashes(main(again)) == whole
     assert f"{newest} is corrupt" in caplog.text
     assert [line["step"] for line in metrics(again)] == [1, 2, 3, 4, 5, 6]
@@ -399,7 +399,7 @@ def test_the_command_line_reports_a_refusal(config: TrainConfig, tmp_path: Path)
     file = tmp_path / "config.json"
     file.write_text(config.model_dump_json())
     done = subprocess.run(
-        [sys.executable, "-m", "workers.train", "--config", str(file)], capture_output=True
+        [sys.executable, "-m", "workers.train.train", "--config", str(file)], capture_output=True
     )
     assert done.returncode == 2
     error = json.loads((config.out_dir / "error.json").read_text())

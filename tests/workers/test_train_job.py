@@ -26,11 +26,12 @@ from shared.schemas.requests import Training
 from shared.settings import get_settings
 from tests import evaluated_runs, factories
 from tests.workers import tiny_model
-from workers import movement, train_job
-from workers.dpo import micro_batch_size
-from workers.exhausted import DISK_FULL, OUT_OF_MEMORY, exit_status
 from workers.leases import Leases, StageError
-from workers.training_files import USED_SETTINGS
+from workers.resource_errors import DISK_FULL, OUT_OF_MEMORY, exit_status
+from workers.train import job as train_job
+from workers.train import movement
+from workers.train.dpo import micro_batch_size
+from workers.train.files import USED_SETTINGS
 
 Popen = RealPopen[bytes]
 FAST = Training(batch_size=4, micro_batch_size=2)

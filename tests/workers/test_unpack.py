@@ -11,9 +11,9 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.workers import tiny_model
-from workers.model_folder import write_probe
-from workers.unpack import UnpackError, bundled_gguf, origin, unpack
-from workers.weights import WEIGHTS_SHA256, weights_sha256
+from workers.models.folder import write_probe
+from workers.models.unpack import UnpackError, bundled_gguf, origin, unpack
+from workers.models.weights import WEIGHTS_SHA256, weights_sha256
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +123,7 @@ def test_a_hub_model_is_fetched_once_a_commit(
         shutil.copytree(tiny, local_dir, dirs_exist_ok=True)
 
     monkeypatch.setattr(HfApi, "model_info", lambda *_: SimpleNamespace(sha=newest[0]))
-    monkeypatch.setattr("workers.unpack.snapshot_download", download)
+    monkeypatch.setattr("workers.models.unpack.snapshot_download", download)
     first, again = (unpack("some/model", tmp_path / "base") for _ in range(2))
     assert first == again
     newest[0] = "b" * 40
@@ -140,7 +140,7 @@ def test_a_disk_that_a_download_fills_is_not_the_models_fault(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(HfApi, "model_info", lambda *_: SimpleNamespace(sha="a" * 40))
-    monkeypatch.setattr("workers.unpack.snapshot_download", download)
+    monkeypatch.setattr("workers.models.unpack.snapshot_download", download)
     with pytest.raises(OSError, match="No space left"):
         unpack("some/model", tmp_path / "base")
     assert list((tmp_path / "base").iterdir()) == []

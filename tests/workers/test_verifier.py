@@ -11,9 +11,9 @@ from pydantic import TypeAdapter
 from shared.schemas.checks import LANGUAGES, Check
 from shared.schemas.judges import VerifierSpec
 from shared.schemas.requests import JudgeItem
-from workers.judges import CannotJudge, Place, make_judge
-from workers.judges.math_answer import MathAnswers
-from workers.judges.verifier import Verifier
+from workers.judge.checks.math_answer import MathAnswers
+from workers.judge.checks.verifier import Verifier
+from workers.judge.kinds import CannotJudge, Place, make_judge
 
 BULLETS = "Here:\n- one\n* two\n  • three\n-not one\n**bold**"
 NUMBERS = "1. one\n2) two\n 10. ten\n3 apples\n4.5 litres"

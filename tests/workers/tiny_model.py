@@ -15,9 +15,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from workers.engine import ModelWeights
-from workers.model_folder import write_probe
-from workers.weights import weights_sha256
+from workers.engine.engine import ModelWeights
+from workers.models.folder import write_probe
+from workers.models.weights import weights_sha256
 
 END = "<|im_end|>"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", END]

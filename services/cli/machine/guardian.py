@@ -2,8 +2,8 @@
 
 `python -m services.cli.machine.guardian PID FOLDER` watches the process tree below PID and
 waits for the end of its standard input, which PID holds open. When PID stopped everything itself it
-has written `done` before; else what was below it gets SIGTERM and then SIGKILL, and FOLDER (the one with the
-sockets) is removed.
+has written `done` before; else what was below it gets SIGTERM and then SIGKILL, and FOLDER (the one
+with the sockets) is removed.
 """
 
 import os

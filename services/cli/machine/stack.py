@@ -188,7 +188,7 @@ def _background(env: Mapping[str, str]) -> list[Service]:
     return [
         Service("loop", _python("services.coordinator.loop"), env=env),
         _with_engine("worker", _python("celery", *worker), keyless),
-        _with_engine("inference", _python("workers.inference"), keyless | inference),
+        _with_engine("inference", _python("workers.engine.inference"), keyless | inference),
     ]
 
 

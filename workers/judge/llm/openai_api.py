@@ -1,0 +1,26 @@
+"""The pairwise or the pointwise judge at an OpenAI-compatible address."""
+
+from shared.schemas.judges import OpenAISpec
+from workers.judge.base import Judge, Place
+from workers.judge.llm.pairwise import PairwiseJudge
+from workers.judge.llm.pointwise import PointwiseJudge
+from workers.judge.llm.remote import Pace, RemoteAsker
+
+
+def make(spec: OpenAISpec, place: Place) -> Judge:
+    pace = Pace(spec.requests_per_minute)
+
+    def ask_with() -> RemoteAsker:
+        return RemoteAsker(spec, place.job_id, pace)
+
+    judge: Judge
+    if spec.pairwise is not None:
+        judge = PairwiseJudge(spec.pairwise, ask_with)
+    else:
+        assert spec.pointwise is not None
+        judge = PointwiseJudge(spec.pointwise, ask_with)
+    judge.name = f"openai/{judge.name}"
+    # A shard has questions enough for the concurrency that the address allows.
+    judge.shards_at_once = 1
+    judge.model = spec.model
+    return judge

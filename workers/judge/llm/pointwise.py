@@ -1,0 +1,72 @@
+"""Pointwise: a chat model gives each response a score from 0 to 10 by a rubric."""
+
+import asyncio
+import itertools
+import re
+from collections.abc import Sequence
+
+from shared.schemas.judges import Pointwise
+from shared.schemas.requests import JudgeItem
+from shared.vllm.together import together
+from workers.judge.base import Score
+from workers.judge.llm.chat import ChatJudge
+from workers.judge.llm.chat_client import Answer, Asker, Question, Tally, Token
+from workers.judge.llm.verdicts import expected_score, parse_score, pointwise_messages
+
+EXPECTED_TOKENS = 12
+"""Of an answer without reasons."""
+WORD = re.compile(r"\w")
+BEFORE_SCORE = re.compile(r"""score[*_]*:[\s*_"'\[]*$""", re.IGNORECASE)
+
+
+class PointwiseJudge(ChatJudge[Pointwise]):
+    name = "pointwise_llm/2"
+
+    def score(self, items: Sequence[JudgeItem]) -> list[Score]:
+        """Scores in [0, 10], or [0, 9] where they are expected ones."""
+
+        async def run() -> list[Score]:
+            async with self._ask_with() as asker:
+                return await together(self._rate(asker, item) for item in items)
+
+        return asyncio.run(run())
+
+    async def _rate(self, asker: Asker, item: JudgeItem) -> Score:
+        spec, tally = self._spec, Tally(asker)
+        messages = pointwise_messages(
+            item.instruction, item.response, rubric=spec.rubric, explain=not spec.expected
+        )
+
+        async def one(seed: int) -> float | None:
+            question = Question(
+                messages,
+                EXPECTED_TOKENS if spec.expected else spec.max_tokens,
+                temperature=1.0 if spec.samples > 1 else 0.0,
+                seed=seed,
+                logprobs=spec.expected,
+            )
+            answer = tally.of(await asker.ask(question))
+            return _expected(answer) if spec.expected else _stated(answer)
+
+        found = [
+            s for s in await together(one(seed) for seed in range(spec.samples)) if s is not None
+        ]
+        tally.add({"unreadable": spec.samples - len(found)})
+        if not found:
+            return Score(None, {"reason": "no_score"}, tally.counts())
+        details = {"scores": found} if len(found) > 1 else {}
+        return Score(sum(found) / len(found), details, tally.counts())
+
+
+def _stated(answer: Answer) -> float | None:
+    return None if answer.text is None else parse_score(answer.text)
+
+
+def _expected(answer: Answer) -> float | None:
+    """By the probabilities at the token that follows `Score:`, where it is one digit alone."""
+    said = ""
+    for row, after in itertools.pairwise([*answer.tokens, Token("", {})]):
+        if BEFORE_SCORE.search(said) and WORD.search(row.text):
+            return None if WORD.match(after.text) else expected_score(row.top)
+        said += row.text
+    return None

@@ -1,0 +1,81 @@
+"""What a training resumes from: trainer checkpoints sealed with checksums, checked before use."""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from workers.models.durable import fsync, sync
+from workers.models.weights import WEIGHTS_SHA256, weights_sha256
+
+log = logging.getLogger("workers.train.train")
+SEAL = "complete.json"
+"""In a trainer checkpoint that was written to its end: the SHA-256 of each of its files."""
+
+
+def seal(checkpoint: Path) -> None:
+    aside = checkpoint / f"{SEAL}.part"
+    aside.write_text(json.dumps(_checksums(checkpoint)))
+    sync(checkpoint)
+    aside.replace(checkpoint / SEAL)
+    fsync(checkpoint)
+
+
+def _sealed(checkpoint: Path) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads((checkpoint / SEAL).read_text())
+    except ValueError:
+        return {}
+    return found
+
+
+def _checksums(checkpoint: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
+        name = str(path.relative_to(checkpoint))
+        if not name.startswith(SEAL):
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def last_good(trainer_dir: Path, out: Path) -> Path | None:
+    """The newest trainer checkpoint that is as it was written, with the epochs before it."""
+    return next(_good(trainer_dir, out), None)
+
+
+def _good(trainer_dir: Path, out: Path) -> Iterator[Path]:
+    for path in sorted(trainer_dir.glob("checkpoint-*"), key=_step, reverse=True):
+        if not (path / SEAL).exists():
+            shutil.rmtree(path)  # its writer was killed
+        elif _sealed(path) != _checksums(path):
+            log.warning("%s is corrupt and was removed; falling back", path)
+            shutil.rmtree(path)
+        elif all(is_whole(epoch_folder(out, epoch)) for epoch in range(1, _epochs(path) + 1)):
+            yield path
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _epochs(checkpoint: Path) -> int:
+    """Whole epochs that were trained when it was written."""
+    epoch: float = json.loads((checkpoint / "trainer_state.json").read_text())["epoch"]
+    return math.floor(epoch + 1e-6)
+
+
+def epoch_folder(out: Path, epoch: int) -> Path:
+    return out / f"epoch-{epoch}"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether an epoch's weights are there and as they were written."""
+    mark = folder / WEIGHTS_SHA256
+    whole = mark.exists() and mark.read_text() == weights_sha256(folder)
+    if folder.exists() and not whole:
+        log.warning("%s is corrupt; falling back", folder)
+    return whole
