@@ -1,7 +1,7 @@
 # Everything runs through .venv/bin/python -m: scripts in a venv break where its path has a space.
 # No path below is absolute, for the same reason.
 PY := .venv/bin/python
-CODE := shared services workers tests configs experiments
+CODE := shared services workers tests tools configs experiments
 # These take as long as all other tests.
 HALF := tests/real tests/workers tests/deploy
 
@@ -69,28 +69,28 @@ format: setup ## Fix what ruff can fix
 	$(PY) -m ruff format $(CODE)
 
 bench-generate: setup ## Tokens per second through the platform against bare vLLM
-	@$(PY) -m tests.bench.generate
+	@$(PY) -m tools.bench.generate
 
 bench-scale: setup ## An iteration at the paper's size with an instant engine
-	@$(PY) -m tests.bench.scale
+	@$(PY) -m tools.bench.scale
 
 bench-chat: setup ## Chat's latency, requests/s beside LiteLLM, tokens/s beside bare vLLM
-	@$(PY) -m tests.bench.chat
+	@$(PY) -m tools.bench.chat
 
 bench-reward: setup ## A reward model's chats/s by transformers and by vLLM
-	@$(PY) -m tests.bench.reward
+	@$(PY) -m tools.bench.reward
 
 bench-train: setup ## Pairs per second of a training beside bare TRL
-	@$(PY) -m tests.bench.train
+	@$(PY) -m tools.bench.train
 
 soak-chat: setup ## Ten minutes of chat at the highest steady load
-	@$(PY) -m tests.bench.soak
+	@$(PY) -m tools.bench.soak
 
 fuzz-chat: setup ## 100,000 adversarial thoughts, each streamed and not: none may leak
-	CASES=12500 $(PY) -m pytest --timeout=0 -v tests/coordinator/chat/test_leaks.py
+	CASES=12500 $(PY) -m pytest --timeout=0 -v tests/services/chat/test_leaks.py
 
 chaos: setup ## Iterations with processes killed, servers away, messages lost; all must end alike
-	@$(PY) -m tests.chaos $(CHAOS)
+	@$(PY) -m tools.chaos $(CHAOS)
 
 clean: ## Remove the environment, caches and the platform's data (.forethought)
 	rm -rf .venv .venv-clients .venv-audit .forethought *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

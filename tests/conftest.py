@@ -26,8 +26,8 @@ from shared.db import engine as db
 from shared.db import migrate
 from shared.jobs import lifecycle as jobs
 from shared.settings import get_settings
-from tests.access import SERVICE_KEY
-from tests.data_servers import empty_tables, serving
+from tests.support.access import SERVICE_KEY
+from tests.support.data_servers import empty_tables, serving
 
 RUN_DIR = pytest.StashKey[Path]()
 

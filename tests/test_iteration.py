@@ -11,13 +11,12 @@ import psutil
 import pytest
 
 from services.cli.api.client import Client, Object
-from tests import scripted_engine
-from tests.access import HEADERS
-from tests.engine_scripts import Play, Script, prefers_short, some_good_some_bad
-from tests.platform import Platform, platform
-from tests.scripted_engine import ScriptedEngine
-from tests.waiting import until
-from tests.workers import tiny_model
+from tests.support import scripted_engine, tiny_model
+from tests.support.access import HEADERS
+from tests.support.engine_scripts import Play, Script, prefers_short, some_good_some_bad
+from tests.support.platform import Platform, platform
+from tests.support.scripted_engine import ScriptedEngine
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 

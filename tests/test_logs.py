@@ -21,7 +21,7 @@ from services.judge.app import app as judge
 from shared.db.engine import transaction
 from shared.db.tables import JobKind
 from shared.web.job_routes import find_job
-from tests import access, factories
+from tests.support import access, factories
 from workers import runtime, stage, tasks
 
 ITEM = {"instruction": "Say a", "response": "a"}

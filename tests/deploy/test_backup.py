@@ -12,8 +12,8 @@ from sqlalchemy import Engine, create_engine, text
 from services.cli.machine.postgres import bin_dir
 from shared.db.engine import transaction
 from shared.db.tables import Base
-from tests import factories
 from tests.deploy.manifests import ROOT
+from tests.support import factories
 
 
 def documented(tool: str) -> list[str]:

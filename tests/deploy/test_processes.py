@@ -24,14 +24,13 @@ from services.cli.api.client import Client, Object
 from services.cli.machine.ports import port_of, reserve
 from services.cli.machine.postgres import Postgres
 from services.cli.machine.valkey import Valkey
-from tests import scripted_engine
-from tests.access import HEADERS, SERVICE_KEY
-from tests.data_servers import serving
 from tests.deploy.manifests import ROOT, compose, dockerfile
-from tests.engine_scripts import some_good_some_bad
-from tests.scripted_engine import ScriptedEngine
-from tests.waiting import until
-from tests.workers import tiny_model
+from tests.support import scripted_engine, tiny_model
+from tests.support.access import HEADERS, SERVICE_KEY
+from tests.support.data_servers import serving
+from tests.support.engine_scripts import some_good_some_bad
+from tests.support.scripted_engine import ScriptedEngine
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SERVICES = ("generate", "judge", "train", "coordinator")

@@ -5,9 +5,9 @@ from typing import Any
 
 import httpx2
 
-from tests.access import HEADERS
-from tests.platform import Platform
-from tests.waiting import until
+from tests.support.access import HEADERS
+from tests.support.platform import Platform
+from tests.support.waiting import until
 
 QUESTION: list[Any] = [{"role": "user", "content": "Name a fruit."}]
 ASK: dict[str, Any] = {"model": "thinker", "messages": QUESTION, "seed": 1, "max_tokens": 48}

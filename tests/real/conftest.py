@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.platform import FLOAT32, Platform, platform
 from tests.real.asking import promote, register
+from tests.support.platform import FLOAT32, Platform, platform
 
 TOOLS = (
     "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}\nCall one as <tool_call>\n"

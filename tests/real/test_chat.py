@@ -16,10 +16,10 @@ import psutil
 import pytest
 from pydantic import BaseModel
 
-from tests.access import HEADERS
-from tests.platform import Platform
 from tests.real.asking import ASK, answers
-from tests.waiting import until
+from tests.support.access import HEADERS
+from tests.support.platform import Platform
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ import pytest
 
 from services.cli.machine.ports import port_of, reserve
 from shared.settings import get_settings
-from tests.waiting import until
-from tests.workers import tiny_model
+from tests.support import tiny_model
+from tests.support.waiting import until
 from workers.engine.admin import EngineAdmin
 from workers.engine.engine import Engine, EngineStartError
 

@@ -7,9 +7,9 @@ from typing import Any
 import openai
 import pytest
 
-from tests.platform import Platform
 from tests.real.asking import answers
-from tests.waiting import until
+from tests.support.platform import Platform
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
 PROMPTS = Path(__file__).parents[2] / "configs" / "demo" / "prompts.jsonl"

@@ -12,10 +12,10 @@ import httpx2
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.access import HEADERS
-from tests.platform import Platform
 from tests.real.asking import ASK, promote, register
-from tests.waiting import until
+from tests.support.access import HEADERS
+from tests.support.platform import Platform
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(600)]
 REFUSALS = ("model_not_found", "model_not_ready", "model_replaced", "unavailable")

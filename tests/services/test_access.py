@@ -27,7 +27,7 @@ from shared.db.tables import ApiKey, Scope
 from shared.web import guard
 from shared.web.app import create_app
 from shared.web.guard import Guard
-from tests import access
+from tests.support import access
 
 APPS = {"coordinator": coordinator, "generate": generate, "judge": judge, "train": train}
 

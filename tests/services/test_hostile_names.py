@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 import services.coordinator.app
 import services.train.app
 from shared.db.engine import transaction
-from tests import access, factories
+from tests.support import access, factories
 
 HOSTILE = ["../up", "a/b", "a\\b", "/etc", ".", "..", ".hidden", "a\n", "a b", "a@v1", "a" * 65, ""]
 

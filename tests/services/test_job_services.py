@@ -17,7 +17,7 @@ import services.train.app
 from shared.db.engine import transaction
 from shared.db.tables import AuditEvent, Scope, Shard, Status
 from shared.thinking.formats import THINK
-from tests import access, factories, past_runs
+from tests.support import access, factories, past_runs
 
 PROMPT = {"text": "Name a river."}
 PAIR = {"prompt": "Name a river.", "chosen": "The Elbe.", "rejected": "Paris."}

@@ -26,11 +26,10 @@ from services.train.app import app as train
 from shared.auth.scopes import OPEN
 from shared.db.engine import transaction
 from shared.settings import get_settings
-from tests import factories
-from tests.access import HEADERS
-from tests.scripted_engine import ScriptedEngine, running, serving
-from tests.waiting import until
-from tests.workers import tiny_model
+from tests.support import factories, tiny_model
+from tests.support.access import HEADERS
+from tests.support.scripted_engine import ScriptedEngine, running, serving
+from tests.support.waiting import until
 
 APPS = {"generate": generate, "judge": judge, "train": train, "coordinator": coordinator}
 EXAMPLES = 25

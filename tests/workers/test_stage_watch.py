@@ -23,9 +23,8 @@ from shared.jobs.lifecycle import NewShard
 from shared.schemas.requests import Sampling
 from shared.settings import Settings, get_settings
 from shared.thinking.formats import GENERIC
-from tests import factories
-from tests.waiting import until
-from tests.workers import tiny_model
+from tests.support import factories, tiny_model
+from tests.support.waiting import until
 from workers import stage_watch
 from workers.engine import process as engine_process
 from workers.engine.engine import Engine, EngineError
@@ -37,7 +36,14 @@ from workers.stage_watch import engine_watched
 def slow(_: Settings, model: Path, host: str, port: int) -> Sequence[str]:
     """A server that takes two seconds for a thought of 20 tokens, and counts them beforehand."""
     options = ["--model", str(model), "--host", host, "--port", str(port)]
-    return [sys.executable, "-m", "tests.scripted_engine", *options, "--token-seconds", "0.1"]
+    return [
+        sys.executable,
+        "-m",
+        "tests.support.scripted_engine",
+        *options,
+        "--token-seconds",
+        "0.1",
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,0 @@
-"""Python imports this first in every process whose PYTHONPATH has this folder."""
-
-import os
-
-if "CHAOS_FOLDER" in os.environ:
-    from tests.chaos import points
-
-    points.install()

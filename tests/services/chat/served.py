@@ -1,0 +1,52 @@
+"""What the scripted model thinks and answers, and how it comes to be served."""
+
+from typing import Any
+
+import httpx2
+
+from services.chat.serving import CACHE
+from shared.db.engine import transaction
+from shared.db.tables import Serving
+from shared.thinking.formats import GENERIC, ThoughtFormat
+from tests.support import factories
+from tests.support.access import HEADERS
+from tests.support.engine_scripts import Play, Script
+from tests.support.waiting import until
+
+SECRET = "SECRET"
+THOUGHT = f"{GENERIC.thought_marker} {SECRET} thought.\n{GENERIC.response_marker}\n"
+QUESTION: list[Any] = [{"role": "user", "content": "What is 17 + 25?"}]
+
+
+def script(answer: str | Play, thought: str | Play = THOUGHT) -> Script:
+    """Thinks where its turn is empty, and answers behind a response marker."""
+    return lambda prompt, _: thought if thinks(prompt) else answer
+
+
+def thinks(prompt: str) -> bool:
+    """Whether the model's turn is empty, but for what a prefill puts there."""
+    return prompt.endswith(("assistant\n", "assistant\n<think>"))
+
+
+def post(url: str, *, timeout: float = 30, **fields: Any) -> httpx2.Response:
+    """Ask the question; `fields` are others of the request."""
+    body = {"model": "demo", "messages": QUESTION} | fields
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, headers=HEADERS, timeout=timeout)
+
+
+def serve(engine_url: str, fmt: ThoughtFormat, name: str = "demo", version: int = 1) -> None:
+    """Promote a model of this format and wait until chat serves it, as after a first question: its
+    template is known to take one."""
+    with transaction() as session:
+        wanted = {"name": name, "version": version, "thought_format": fmt.model_dump()}
+        id_ = factories.served(session, engine_url, **wanted).id
+    until(lambda: CACHE._served and CACHE._served.model.id == id_, "it is served")
+    assert CACHE._served is not None
+    CACHE._served.orders.add(("user",))
+
+
+def replace(engine_url: str, name: str = "other", version: int = 1) -> None:
+    """Another model takes the place of the served one."""
+    with transaction() as session:
+        session.query(Serving).delete()
+    serve(engine_url, GENERIC, name, version)
