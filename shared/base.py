@@ -1,17 +1,17 @@
 """What requests are made of: no field is ignored, and no value taken that cannot be passed on.
 
-Answers are made of `Read`. The docstring of a field is its description at `/docs`.
+Answers are made of `ResponseModel`. The docstring of a field is its description at `/docs`.
 """
 
 import math
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, HttpUrl, field_validator
 
 MAX_DEPTH = 100
 
 
-class Strict(BaseModel):
+class RequestModel(BaseModel):
     """Unknown fields are errors: a misspelt setting must not be ignored for six hours."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -23,7 +23,7 @@ class Strict(BaseModel):
         return checked(value, allows_nul=False)
 
 
-class Read(BaseModel):
+class ResponseModel(BaseModel):
     """What is read from the record."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -64,3 +64,8 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def normalized_url(value: str) -> str:
+    """Write a URL in its one normal form, without a slash at its end. Raises `ValueError`."""
+    return str(HttpUrl(value)).rstrip("/")

@@ -1,20 +1,27 @@
 """JSON logs on stderr, with request, iteration, job and attempt bound where they are known.
 
-Prompts, outputs and thoughts are never logged; log ids and counts. Of an exception the log has what
-`shared.tracebacks` shows.
+Prompts, outputs and thoughts are never logged; log ids and counts. Of an exception the log shows
+the place where it was raised and its kind. A library's message may quote what the library was
+given, such as a prompt or a thought, so only the messages of our own errors and of the operating
+system are shown.
 """
 
 import logging
 import sys
+from collections.abc import Iterator
+from traceback import StackSummary, walk_tb
 
 import stamina
 import structlog
 from structlog.typing import EventDict, Processor
 
+from shared.errors import OurError
 from shared.settings import get_settings
-from shared.tracebacks import render
 
 logger = logging.getLogger("forethought")
+
+MAX_FRAMES = 100
+"""The innermost frames shown; an endless recursion has a thousand."""
 
 bind = structlog.contextvars.bound_contextvars
 """`with bind(job=…):` adds the fields to every line logged inside, libraries' lines included."""
@@ -37,7 +44,7 @@ def configure(process: str) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _tidy,
-        structlog.processors.ExceptionRenderer(lambda exc_info: render(exc_info[1])),
+        structlog.processors.ExceptionRenderer(lambda exc_info: render_exception(exc_info[1])),
         lambda _logger, _method, entry: {"process": process, **entry},
     ]
     handler = logging.StreamHandler(sys.stderr)
@@ -85,3 +92,47 @@ def _log_retry(details: stamina.instrumentation.RetryDetails) -> None:
             "error": type(details.caused_by).__name__,
         },
     )
+
+
+def render_exception(error: BaseException | None) -> str:
+    """What led to it comes first, as Python prints it."""
+    return "\n".join(_parts(error, set()))
+
+
+def _parts(error: BaseException | None, seen: set[int]) -> Iterator[str]:
+    for at, one in enumerate(reversed(_chain(error, seen))):
+        yield "which led to:" if at else "Traceback (most recent call last):"
+        yield from _frames(one)
+        yield _title(one)
+        for inner in one.exceptions if isinstance(one, BaseExceptionGroup) else ():
+            yield from _parts(inner, seen)
+
+
+def _chain(error: BaseException | None, seen: set[int]) -> list[BaseException]:
+    """The error and what led to it, but what was `seen`: one of a group that is raised by itself
+    has the group as its context."""
+    chain = []
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        chain.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return chain
+
+
+def _frames(error: BaseException) -> Iterator[str]:
+    frames = walk_tb(error.__traceback__)
+    for frame in StackSummary.extract(frames, limit=-MAX_FRAMES, lookup_lines=False):
+        yield f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}'
+
+
+def _title(error: BaseException) -> str:
+    kind = type(error)
+    name = kind.__qualname__
+    if kind.__module__ != "builtins":
+        name = f"{kind.__module__}.{name}"
+    match error:
+        case OurError():
+            return f"{name}: {error}"
+        case OSError(strerror=str(word)):
+            return f"{name}: {word}"
+    return name

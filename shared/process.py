@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 
@@ -24,6 +25,21 @@ def main() -> None:
 def die_with_parent(death_signal: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
+
+
+def sync(folder: Path) -> None:
+    """Make all files below a folder, and their names, survive a loss of power."""
+    for path in (folder, *folder.rglob("*")):
+        fsync(path)
+
+
+def fsync(path: Path) -> None:
+    """Make a file's content, or a folder's list of files, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 if __name__ == "__main__":

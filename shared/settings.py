@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from shared.schemas.judges import address
+from shared.base import normalized_url
 
 
 class Settings(BaseSettings):
@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     @classmethod
     def _are_urls(cls, value: str) -> str:
         for entry in value.split():
-            address(entry.partition("=")[0])
+            normalized_url(entry.partition("=")[0])
         return value
 
 

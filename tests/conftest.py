@@ -66,7 +66,7 @@ def postgres_url(pytestconfig: pytest.Config) -> Iterator[str]:
         migrate.upgrade(postgres.url)
         yield postgres.url
         db.get_engine().dispose()
-        db.engine_beside_the_pool().dispose()
+        db.failfast_engine().dispose()
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +105,7 @@ def session(engine: Engine) -> Iterator[Session]:
 @pytest.fixture
 def long_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases that ended are over: the tests' Postgres may have started a moment ago."""
-    monkeypatch.setattr(jobs, "settled", lambda _lease_seconds: true())
+    monkeypatch.setattr(jobs, "past_grace_period", lambda _lease_seconds: true())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from shared import log as logs
-from shared.db.engine import patiently, transaction
+from shared.db.engine import retry_while_db_down, transaction
 from shared.db.tables import Json
 from shared.jobs import lifecycle as jobs
 from shared.jobs.lifecycle import Claim, LeaseLost
@@ -63,7 +63,7 @@ class Leases:
                 self._held[claim.token] = (claim, on_lost)
         return claim
 
-    @patiently
+    @retry_while_db_down
     def _claim(self) -> Claim | None:
         with self._lock:
             held = [claim.shard_id for claim, _ in self._held.values()]
@@ -82,7 +82,7 @@ class Leases:
         with self._lock:
             self._progress[claim.token] = progress
 
-    @patiently
+    @retry_while_db_down
     def count_anew(self, claim: Claim) -> None:
         """The work is saved up to here: only attempts that get no further count from now on."""
         with suppress(LeaseLost), transaction() as session:
@@ -95,7 +95,7 @@ class Leases:
         finally:
             self._forget(claim)
 
-    @patiently
+    @retry_while_db_down
     def _finish(self, claim: Claim, result: Json, write: Callable[[Session], None]) -> None:
         with transaction() as session:
             # The token first: rows of a shard that another has finished would clash with its.
@@ -109,7 +109,7 @@ class Leases:
             jobs.renew(session, claim, lease_seconds=self._settings.lease_seconds)
             yield
 
-    @patiently
+    @retry_while_db_down
     def fail(self, claim: Claim, error: StageError) -> None:
         """Record a failure; a shard that is no longer ours is another's to judge."""
         self._forget(claim)
@@ -124,7 +124,7 @@ class Leases:
                 retry=error.retry,
             )
 
-    @patiently
+    @retry_while_db_down
     def hand_back(self, claim: Claim, payload: Json) -> None:
         """Queue a shard again with another payload, at the cost of no attempt."""
         self._forget(claim)

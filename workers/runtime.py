@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Event
 
 from shared import log
-from shared.db.engine import patiently_if, transaction
+from shared.db.engine import retry_while_db_down_if, transaction
 from shared.db.tables import Job, JobKind, Json, Model
 from shared.jobs import lifecycle as jobs
 from shared.jobs import recovery
@@ -41,7 +41,7 @@ STAGES = {
     JobKind.prune: "workers.models.prune",
 }
 POLL_SECONDS = 0.2
-LOOK_SECONDS = 1.0
+POLL_INTERVAL_S = 1.0
 """How often a running job's row is asked whether it was cancelled."""
 GRACE_SECONDS = 5.0
 """From SIGTERM to SIGKILL of a stage's group."""
@@ -160,7 +160,7 @@ class Runtime:
         watch = StageWatch(job_id, name)
         while (code := child.poll()) is None:
             now = time.monotonic()
-            if asked_at is None and now - looked_at > LOOK_SECONDS:
+            if asked_at is None and now - looked_at > POLL_INTERVAL_S:
                 looked_at = now
                 if watch.unwanted():
                     asked_at = now + 1.0  # it may be about to leave by itself
@@ -185,7 +185,7 @@ class Runtime:
             or code in (LEASE_LOST, DATABASE_AWAY)
             or (code == ENGINE_FAILED and self._may_try_smaller(job_id))
         )
-        release = patiently_if(lambda: not self._stopping.is_set())(_release)
+        release = retry_while_db_down_if(lambda: not self._stopping.is_set())(_release)
         held = release(job_id, worker, error, counts=not excused)
         if held:
             logger.warning("gave back %d shards: %s", held, error["code"])

@@ -11,7 +11,7 @@ from typing import NoReturn
 import psycopg
 
 from shared import log
-from shared.db.engine import is_away, is_full, patiently, transaction
+from shared.db.engine import is_away, is_full, retry_while_db_down, transaction
 from shared.jobs import lifecycle as jobs
 from shared.jobs.lifecycle import LeaseLost
 from shared.settings import get_settings
@@ -76,14 +76,14 @@ def start(args: argparse.Namespace, run: Callable[[], None]) -> None:
             _fail(args.job, StageError(message, code="disk_full"))
 
 
-@patiently
+@retry_while_db_down
 def _iteration(job_id: uuid.UUID) -> str | None:
     with transaction() as session:
         iteration_id = jobs.get(session, job_id).iteration_id
         return str(iteration_id) if iteration_id else None
 
 
-@patiently
+@retry_while_db_down
 def _fail(job_id: uuid.UUID, error: StageError) -> None:
     logger.error("stage failed: %s", error)
     with transaction() as session:

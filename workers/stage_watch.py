@@ -16,7 +16,7 @@ from shared.settings import get_settings
 from workers.engine.engine import Engine, EngineError
 
 log = logging.getLogger(__name__)
-LOOK_SECONDS = 30.0
+POLL_INTERVAL_S = 30.0
 CANARY_SECONDS = 120.0
 """No step is longer: on a CPU a long prompt is read in one, which may well take a minute."""
 FAILURES = 2
@@ -71,7 +71,7 @@ def _look(engine: Engine, hung: threading.Event, over: threading.Event) -> None:
     with a stage's may change how these are rounded."""
     seen, failures = -1.0, 0
     while failures < FAILURES:
-        if over.wait(LOOK_SECONDS):
+        if over.wait(POLL_INTERVAL_S):
             return
         try:
             if engine.tokens_done() == seen:

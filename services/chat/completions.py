@@ -13,7 +13,7 @@ from services.chat.merge import begun, merged
 from services.chat.turn import Turn, Usage
 from shared.errors import PlatformError
 from shared.vllm.answers import TokenLogprob
-from shared.vllm.together import together
+from shared.vllm.client import gather_or_cancel
 
 Body = dict[str, Any]
 
@@ -21,7 +21,7 @@ Body = dict[str, Any]
 async def whole(turn: Turn) -> Body:
     """The response body of a request without `stream`."""
     await turn.think()
-    choices = await together(_choice(turn, k) for k in range(turn.request.n))
+    choices = await gather_or_cancel(_choice(turn, k) for k in range(turn.request.n))
     return _base(turn, "chat.completion") | {"choices": choices, "usage": _usage(turn.usage)}
 
 

@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from services.chat.admission import cancelled
 from services.chat.answer import Piece
 from services.chat.turn import Turn
-from shared.vllm.together import together
+from shared.vllm.client import gather_or_cancel
 
 
 @asynccontextmanager
@@ -40,7 +40,7 @@ async def merged(turn: Turn) -> AsyncGenerator[tuple[int, Piece]]:
 
     async def pump_all() -> None:
         try:
-            await together(pump(choice) for choice in range(turn.request.n))
+            await gather_or_cancel(pump(choice) for choice in range(turn.request.n))
         finally:
             await queue.put(None)
 

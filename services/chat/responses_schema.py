@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from services.chat.schema import (
-    MOST_MESSAGES,
+    MAX_MESSAGES,
     ChatRequest,
     JsonObject,
     Lenient,
@@ -65,7 +65,7 @@ class ResponsesRequest(Lenient):
 
     model: str = Field(max_length=256)
     input: (
-        str | Annotated[list[InputMessage | Thought], Field(min_length=1, max_length=MOST_MESSAGES)]
+        str | Annotated[list[InputMessage | Thought], Field(min_length=1, max_length=MAX_MESSAGES)]
     )
     instructions: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1, le=10**6)
@@ -97,8 +97,8 @@ class ResponsesRequest(Lenient):
     def _usable(self) -> "ResponsesRequest":
         if not self.messages or self.messages[-1].role != "user":
             raise ValueError("input: the last message must be from the user")
-        if len(self.messages) + bool(self.instructions) > MOST_MESSAGES:
-            raise ValueError(f"input: holds more than {MOST_MESSAGES} messages with instructions")
+        if len(self.messages) + bool(self.instructions) > MAX_MESSAGES:
+            raise ValueError(f"input: holds more than {MAX_MESSAGES} messages with instructions")
         if self.text.format.type == "json_schema" and self.text.format.schema_ is None:
             raise ValueError("text.format.schema: is required with this type")
         if "message.output_text.logprobs" in self.include:

@@ -19,7 +19,7 @@ from pydantic import (
 from shared.base import checked
 from shared.schemas.requests import Effort
 
-MOST_MESSAGES = 1000
+MAX_MESSAGES = 1000
 UNSUPPORTED = ("functions", "audio", "web_search_options", "prediction", "moderation")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 JsonObject = dict[str, Any]
@@ -38,7 +38,7 @@ def as_text(content: Any) -> Any:
 
 
 TEXT_PARTS = ("text", "input_text", "output_text")
-LEAST_TOP_P = 1e-6
+MIN_TOP_P = 1e-6
 """The engine takes no 0, which OpenAI's clients may send: the likeliest token alone, either way."""
 
 
@@ -150,7 +150,7 @@ class ChatRequest(Lenient):
     )
 
     model: str = Field(max_length=256)
-    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=10**6)
     """Most tokens of thought and answer together."""
     max_tokens: int | None = Field(default=None, ge=1, le=10**6)
@@ -161,7 +161,7 @@ class ChatRequest(Lenient):
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] | str | None = None
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
     temperature: float = Field(default=1.0, ge=0, le=2)
-    top_p: Annotated[float, AfterValidator(lambda p: max(p, LEAST_TOP_P))] = Field(
+    top_p: Annotated[float, AfterValidator(lambda p: max(p, MIN_TOP_P))] = Field(
         default=1.0, ge=0, le=1
     )
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)

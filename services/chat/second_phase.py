@@ -15,7 +15,7 @@ from shared.thinking.generation import respond_seed
 from shared.thinking.thoughts import Thought
 from shared.vllm.answers import Choice
 
-MOST_SPACES = 4
+MAX_SPACES = 4
 """How often the engine is asked to go on where a stop string fires before the first word."""
 
 
@@ -53,7 +53,7 @@ class SecondPhase:
         space there belongs to neither thought nor answer, so a stop string that fires in it does
         not end the answer."""
         sampling, said = await self._sampling(seed), False
-        for attempt in range(MOST_SPACES):
+        for attempt in range(MAX_SPACES):
             written, fired = 0, False
             drawn = self._drawn(list(prompt), sampling | {"max_tokens": budget})
             async with aclosing(drawn) as pieces:
@@ -61,7 +61,7 @@ class SecondPhase:
                     prompt += piece.token_ids
                     written += len(piece.token_ids)
                     said |= bool(piece.text.strip())
-                    may_go_on = not said and written < budget and attempt + 1 < MOST_SPACES
+                    may_go_on = not said and written < budget and attempt + 1 < MAX_SPACES
                     fired = may_go_on and str(piece.stop_reason or "").isspace()
                     yield replace(piece, finish_reason=None, stop_reason=None) if fired else piece
             budget -= written

@@ -8,7 +8,7 @@ from datetime import timedelta
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from shared.db.engine import engine_beside_the_pool
+from shared.db.engine import failfast_engine
 from shared.db.tables import Model, Serving
 from shared.registry import models as model_store
 from shared.schemas.requests import Effort
@@ -71,7 +71,7 @@ def read_serving() -> Look:
         .outerjoin(Model, Serving.model_id == Model.id)
         .order_by(Serving.updated_at.desc())
     )
-    with Session(engine_beside_the_pool()) as session:
+    with Session(failfast_engine()) as session:
         promoted = model_store.last_promoted(session)
         rows = session.execute(query).all()
     names = (model_store.ref(promoted), promoted.name) if promoted else ()

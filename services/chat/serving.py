@@ -23,7 +23,7 @@ from shared.vllm.answers import EngineFailed, EngineRefused
 from shared.vllm.client import EngineClient
 
 log = logging.getLogger(__name__)
-LOOK_SECONDS = 1.0
+POLL_INTERVAL_S = 1.0
 FRESH_SECONDS = 1.5
 """Within these of a look's beginning there is no swap which that look has not seen:
 `ANNOUNCE_SECONDS` of the inference process are two."""
@@ -173,7 +173,7 @@ class ServingCache:
                 log.warning("database away: %s", type(error.orig).__name__)
             except Exception:
                 log.exception("cannot see what is served; looking again")
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
 
 def _replaced() -> Unavailable:

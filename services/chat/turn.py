@@ -18,8 +18,8 @@ from services.chat.second_phase import SecondPhase
 from services.chat.serving import CACHE, Served
 from services.chat.tool_calls import ToolCallReader
 from shared.errors import InvalidRequest, PlatformError
-from shared.schemas.requests import GREEDY_BELOW
 from shared.thinking.generation import SEEDS, render_and_think, think
+from shared.thinking.sampling import GREEDY_BELOW
 from shared.thinking.thoughts import Thought
 from shared.vllm.answers import EngineFailed, EngineRefused
 

@@ -17,18 +17,18 @@ import psycopg
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from services.coordinator.iterations.steps import advance, fail, left_behind, stop_jobs
+from services.coordinator.iterations.steps import advance, fail, orphaned_jobs, stop_jobs
 from services.coordinator.job_services import Services
 from services.coordinator.operations import prune
 from shared import log
-from shared.db.engine import AWAY, is_away, is_full, listen, transaction
+from shared.db.engine import DB_UNAVAILABLE, is_away, is_full, listen, transaction
 from shared.db.tables import Iteration, Job, Json
 from shared.errors import PlatformError
 from shared.jobs import broker, recovery
 from shared.settings import get_settings
 
 logger = logging.getLogger(__name__)
-MOST_FAULTS = 3
+MAX_FAULTS = 3
 _faults: Counter[uuid.UUID] = Counter()
 """Of the platform's own, in a row: one may be a race that the next try does not meet."""
 COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -50,7 +50,7 @@ def tick(services: Services, stop: threading.Event) -> None:
             .join(Job, Job.iteration_id == Iteration.id)
             .where(
                 Iteration.finished_at.is_not(None),
-                left_behind(),
+                orphaned_jobs(),
             )
             .distinct()
         ).all()
@@ -79,7 +79,7 @@ def _take(services: Services, iteration_id: uuid.UUID, stop: threading.Event) ->
                 return
             logger.exception("cannot go on with the iteration")
             _faults[iteration_id] += 1
-            if _faults[iteration_id] >= MOST_FAULTS:
+            if _faults[iteration_id] >= MAX_FAULTS:
                 _broken(iteration_id, error)
 
 
@@ -186,7 +186,7 @@ def main() -> None:
         try:
             tick(services, stop)
             retention.look()
-        except (DBAPIError, *AWAY) as error:
+        except (DBAPIError, *DB_UNAVAILABLE) as error:
             logger.warning("database away: %s", type(error).__name__)
         waker.wait(settings.loop_poll_seconds)
     logger.info("loop stopped")

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.auth.thoughts import MayReadThoughts, shown
-from shared.base import Read
+from shared.base import ResponseModel
 from shared.db.tables import Completion, IterationPrompt, JobKind
 from shared.errors import InvalidRequest
 from shared.jobs import lifecycle as jobs
@@ -33,7 +33,7 @@ from shared.web.session import SessionDep
 router = APIRouter(tags=["generate"])
 
 
-class CompletionRead(Read):
+class CompletionRead(ResponseModel):
     id: int
     prompt_index: int
     sample_index: int

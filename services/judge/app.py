@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.base import Read
+from shared.base import ResponseModel
 from shared.db.tables import Job, JobKind, Judgment, Shard, Status
 from shared.errors import Conflict, InvalidRequest, NotFound
 from shared.jobs import lifecycle as jobs
@@ -34,7 +34,7 @@ from shared.web.session import SessionDep
 router = APIRouter(tags=["judge"])
 
 
-class JudgmentRead(Read):
+class JudgmentRead(ResponseModel):
     id: int
     item_index: int | None
     completion_id: int | None

@@ -5,7 +5,7 @@ import uuid
 
 from fastapi import APIRouter
 
-from shared.base import Strict
+from shared.base import RequestModel
 from shared.db.tables import Iteration, JobKind
 from shared.errors import Conflict, NotFound
 from shared.jobs import lifecycle as jobs
@@ -16,7 +16,7 @@ from shared.web.session import SessionDep
 router = APIRouter(tags=["prune"])
 
 
-class PruneJobRequest(Strict):
+class PruneJobRequest(RequestModel):
     iteration_id: uuid.UUID
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from shared.auth import audit
-from shared.base import Read, Strict
+from shared.base import RequestModel, ResponseModel
 from shared.db.engine import notify
 from shared.db.tables import Iteration, Job, JobKind, Model, Status
 from shared.errors import Conflict, NotFound
@@ -30,7 +30,7 @@ router = APIRouter(tags=["models"])
 ModelStatus = Literal["registering", "ready", "failed", "pruned"]
 
 
-class ModelRead(Read):
+class ModelRead(ResponseModel):
     id: uuid.UUID
     object: Literal["model"]
     ref: str
@@ -50,7 +50,7 @@ class ModelRead(Read):
     thought_budgets: dict[Effort, int] | None
 
 
-class Release(Strict):
+class Release(RequestModel):
     """Makes a checkpoint the next version of a family, with the lineage that led to it."""
 
     name: Name

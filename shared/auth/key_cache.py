@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.auth.keys import Caller, digest
-from shared.db.engine import AWAY_AFTER_SECONDS, engine_beside_the_pool
+from shared.db.engine import AWAY_AFTER_SECONDS, failfast_engine
 from shared.db.tables import ApiKey, Scope
 from shared.errors import Unavailable
 
@@ -112,7 +112,7 @@ def _read() -> dict[str, Caller]:
         ApiKey.requests_per_minute,
         ApiKey.concurrent_requests,
     ).where(ApiKey.revoked_at.is_(None))
-    with engine_beside_the_pool().connect() as connection:
+    with failfast_engine().connect() as connection:
         return {
             # A scope of a later version's opens nothing here.
             sha256: Caller(id_, frozenset(s for s in Scope if s in scopes), per_minute, at_once)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from shared.db.tables import Scope
 
-SHOWN = 12
+KEY_PREFIX_LENGTH = 12
 """Characters of a key by which its owner knows it; the 35 behind them stay secret."""
-BEHALF = "X-On-Behalf-Of"
+ON_BEHALF_OF_HEADER = "X-On-Behalf-Of"
 """Header beside the service key: id of the key whose request a service is answering."""
 EVERY_SCOPE = frozenset(Scope)
 

@@ -19,7 +19,7 @@ AWAY_SECONDS = 600.0
 """How long a worker keeps work that is done while the database is away."""
 FROZEN_MS = 120_000
 """A process that was suspended in a transaction must not hold its locks for ever."""
-AWAY = (OperationalError, InterfaceError, NoConnectionFree)
+DB_UNAVAILABLE = (OperationalError, InterfaceError, NoConnectionFree)
 """What SQLAlchemy raises where Postgres is away, has no disk left, or so slow that no connection
 gets free."""
 AWAY_AFTER_SECONDS = 3
@@ -39,7 +39,7 @@ def get_engine() -> Engine:
 
 
 @cache
-def engine_beside_the_pool() -> Engine:
+def failfast_engine() -> Engine:
     """For who must neither queue for a connection nor wait long for a server that is gone or slow.
     One connection is kept, so that a server which takes no more of them still answers."""
     limit = f"-c statement_timeout={AWAY_AFTER_SECONDS * 1000}"
@@ -87,7 +87,7 @@ def transaction() -> Iterator[Session]:
 
 def is_away(error: Exception) -> bool:
     """Whether Postgres could not be reached, or let go of the connection: try again."""
-    return isinstance(error, AWAY) and not is_full(error)
+    return isinstance(error, DB_UNAVAILABLE) and not is_full(error)
 
 
 def is_full(error: Exception) -> bool:
@@ -95,7 +95,9 @@ def is_full(error: Exception) -> bool:
     return isinstance(error, OperationalError) and isinstance(error.orig, DiskFull)
 
 
-def patiently_if(may_wait: Callable[[], bool]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def retry_while_db_down_if(
+    may_wait: Callable[[], bool],
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorates a transaction of a worker: work that is done waits for a database that is away."""
     return stamina.retry(
         on=lambda error: is_away(error) and may_wait(),
@@ -106,7 +108,7 @@ def patiently_if(may_wait: Callable[[], bool]) -> Callable[[Callable[P, T]], Cal
     )
 
 
-patiently = patiently_if(lambda: True)
+retry_while_db_down = retry_while_db_down_if(lambda: True)
 
 
 def notify(session: Session, payload: str) -> None:

@@ -58,6 +58,9 @@ class Status(enum.StrEnum):
         return self in (Status.succeeded, Status.failed, Status.cancelled)
 
 
+UNFINISHED = (Status.queued, Status.running)
+
+
 class JobKind(enum.StrEnum):
     generate = "generate"
     judge = "judge"

@@ -17,10 +17,9 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Session, aliased
 
 from shared.db.engine import notify
-from shared.db.tables import Job, JobKind, Json, Shard, Status
+from shared.db.tables import UNFINISHED, Job, JobKind, Json, Shard, Status
 from shared.errors import Conflict, NotFound
 
-UNFINISHED = (Status.queued, Status.running)
 RETRY_DELAY = timedelta(seconds=2)
 """Wait before the second attempt; doubled for each one after it."""
 
@@ -101,7 +100,7 @@ def get(session: Session, job_id: uuid.UUID, *, lock: bool = False) -> Job:
     return job
 
 
-def settled(lease_seconds: float) -> ColumnElement[bool]:
+def past_grace_period(lease_seconds: float) -> ColumnElement[bool]:
     """Where Postgres was away, the living have a lease's time to say that they are."""
     return func.pg_postmaster_start_time() < _from_now(-lease_seconds)
 
@@ -122,7 +121,11 @@ def claimable(lease_seconds: float) -> ColumnElement[bool]:
                 Shard.status == Status.queued,
                 or_(Shard.not_before.is_(None), Shard.not_before <= now),
             ),
-            and_(Shard.status == Status.running, Shard.lease_until < now, settled(lease_seconds)),
+            and_(
+                Shard.status == Status.running,
+                Shard.lease_until < now,
+                past_grace_period(lease_seconds),
+            ),
         ),
         or_(Shard.after_shard_id.is_(None), upstream_done),
     )

@@ -9,8 +9,8 @@ from sqlalchemy import cast as as_type
 from sqlalchemy.orm import Session, aliased
 
 from shared.db.engine import notify
-from shared.db.tables import Job, JobKind, Json, Shard, Status
-from shared.jobs.lifecycle import UNFINISHED, Claim, claimable, fail, fail_job, get, settled
+from shared.db.tables import UNFINISHED, Job, JobKind, Json, Shard, Status
+from shared.jobs.lifecycle import Claim, claimable, fail, fail_job, get, past_grace_period
 from shared.registry.models import resolve
 
 
@@ -76,7 +76,7 @@ def sweep(
     expired = (
         select(Shard)
         .where(
-            settled(lease_seconds),
+            past_grace_period(lease_seconds),
             Shard.status == Status.running,
             Shard.lease_until < func.clock_timestamp(),
             Shard.attempt >= max_attempts,

@@ -10,8 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, CompoundSelect, Text, and_, cast, or_, select, union
 from sqlalchemy.orm import aliased
 
-from shared.db.tables import Completion, Iteration, Job, JobKind, Model, Pair
-from shared.jobs.lifecycle import UNFINISHED
+from shared.db.tables import UNFINISHED, Completion, Iteration, Job, JobKind, Model, Pair
 
 
 def in_use() -> CompoundSelect[Any]:

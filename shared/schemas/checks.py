@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from shared.base import Strict
+from shared.base import RequestModel
 
 _CODES = (
     "af am an ar as az ba be bg bn br bs ca cs cy da de dz el en eo es et eu fa fi fo fr fy ga "
@@ -30,7 +30,7 @@ LanguageCode = Annotated[
 ]
 
 
-class _Bounded(Strict):
+class _Bounded(RequestModel):
     """A count that must lie in [at_least, at_most]; a missing bound is open, but not both."""
 
     at_least: int | None = Field(default=None, ge=0)
@@ -45,7 +45,7 @@ class _Bounded(Strict):
         return self
 
 
-class MathAnswer(Strict):
+class MathAnswer(RequestModel):
     """The final answer equals `answer` mathematically (math-verify)."""
 
     kind: Literal["math"]
@@ -78,7 +78,7 @@ class Numbered(_Bounded):
     kind: Literal["numbered"]
 
 
-class Keyword(Strict):
+class Keyword(RequestModel):
     """`word` occurs at least `times`, whole words, any case."""
 
     kind: Literal["keyword"]
@@ -86,47 +86,47 @@ class Keyword(Strict):
     times: int = Field(default=1, ge=1)
 
 
-class Forbidden(Strict):
+class Forbidden(RequestModel):
     """None of `words` occurs, whole words, any case."""
 
     kind: Literal["forbidden"]
     words: list[str] = Field(min_length=1)
 
 
-class StartsWith(Strict):
+class StartsWith(RequestModel):
     kind: Literal["starts_with"]
     text: str = Field(min_length=1)
 
 
-class EndsWith(Strict):
+class EndsWith(RequestModel):
     kind: Literal["ends_with"]
     text: str = Field(min_length=1)
 
 
-class Case(Strict):
+class Case(RequestModel):
     kind: Literal["case"]
     case: Literal["upper", "lower"]
 
 
-class Json(Strict):
+class Json(RequestModel):
     """The whole response (a code fence around it is allowed) is JSON, with these keys if given."""
 
     kind: Literal["json"]
     keys: list[str] = Field(default_factory=list)
 
 
-class Language(Strict):
+class Language(RequestModel):
     """The response is written in this language (ISO 639-1 code)."""
 
     kind: Literal["language"]
     code: LanguageCode
 
 
-class NoCommas(Strict):
+class NoCommas(RequestModel):
     kind: Literal["no_commas"]
 
 
-class Title(Strict):
+class Title(RequestModel):
     """The response holds a title in double angle brackets: <<title>>."""
 
     kind: Literal["title"]

@@ -4,8 +4,9 @@ A request that could name any address would have a worker call what only it can 
 could name any key would have it sent anywhere, and one that could name any code would run it.
 """
 
+from shared.base import normalized_url
 from shared.errors import InvalidRequest
-from shared.schemas.judges import AnySpec, MixtureSpec, OpenAISpec, RewardModelSpec, address
+from shared.schemas.judges import AnySpec, MixtureSpec, OpenAISpec, RewardModelSpec
 from shared.settings import get_settings
 
 
@@ -57,4 +58,4 @@ def check_code(spec: RewardModelSpec, param: str = "judge") -> None:
 
 def _addresses() -> dict[str, str]:
     entries = (entry.partition("=") for entry in get_settings().judge_addresses.split())
-    return {address(url): variable for url, _, variable in entries}
+    return {normalized_url(url): variable for url, _, variable in entries}

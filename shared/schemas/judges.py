@@ -6,17 +6,11 @@ import enum
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, HttpUrl, TypeAdapter, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 
-from shared.base import Strict
+from shared.base import RequestModel, normalized_url
 
-
-def address(value: str) -> str:
-    """A URL as requests and settings that mean the same write it alike. Raises `ValueError`."""
-    return str(HttpUrl(value)).rstrip("/")
-
-
-Address = Annotated[str, AfterValidator(address)]
+Address = Annotated[str, AfterValidator(normalized_url)]
 
 
 class Needs(enum.StrEnum):
@@ -29,7 +23,7 @@ class Needs(enum.StrEnum):
     """The GPU for itself: the engine sleeps meanwhile."""
 
 
-class _Judge(Strict):
+class _Judge(RequestModel):
     @property
     def needs(self) -> Needs:
         return Needs.nothing
@@ -157,7 +151,7 @@ class OpenAISpec(_Judge):
         return self.pairwise is not None
 
 
-class Weighted(Strict):
+class Weighted(RequestModel):
     judge: SingleSpec
     weight: float = Field(default=1.0, gt=0, le=1000)
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from shared.base import Strict
+from shared.base import RequestModel
 from shared.schemas.checks import Check
 from shared.schemas.judges import AnySpec, JudgeSpec, VerifierSpec
 from shared.thinking.formats import FORMATS, GENERIC, ThoughtFormat
+from shared.thinking.sampling import Sampling, refuse_equal_samples
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 """Names of datasets and model families: safe in paths and in `name@v1`."""
@@ -22,38 +23,12 @@ ModelRef = Annotated[str, Field(min_length=1, max_length=500)]
 ThinkingEffort = Literal["minimal", "low", "medium", "high", "xhigh", "max"]
 Effort = Literal["none", ThinkingEffort]
 """OpenAI's `reasoning_effort`."""
-MOST_COMPARED = 64
+MAX_COMPARED = 64
 """Responses to one instruction: as many as `Sampling.samples` may be."""
 Text = Annotated[str, Field(min_length=1, max_length=200_000)]
 
 
-GREEDY_BELOW = 1e-5
-"""Temperature; vLLM's bound."""
-
-
-def _refuse_equal_samples(samples: int, temperature: float) -> None:
-    if samples > 1 and temperature < GREEDY_BELOW:
-        raise ValueError("temperature: must be above 0 for several samples, which would be equal")
-
-
-class Sampling(Strict):
-    """How outputs are drawn. Lengths in tokens."""
-
-    samples: int = Field(default=8, ge=1, le=64)
-    temperature: float = Field(default=0.8, ge=0, le=2)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    max_thought_tokens: int = Field(default=1024, ge=1, le=131_072)
-    max_response_tokens: int = Field(default=1024, ge=1, le=131_072)
-    boundary: Literal["natural", "forced"] = "natural"
-    seed: int = Field(default=0, ge=0, le=2**31 - 1)
-
-    @model_validator(mode="after")
-    def _differ(self) -> Self:
-        _refuse_equal_samples(self.samples, self.temperature)
-        return self
-
-
-class InlinePrompt(Strict):
+class InlinePrompt(RequestModel):
     text: Text
     category: str | None = Field(default=None, max_length=200)
     """Reports show scores by it."""
@@ -75,7 +50,7 @@ Format = Annotated[
 """A known format's name, or a whole format of the user's own."""
 
 
-class GenerateRequest(Strict):
+class GenerateRequest(RequestModel):
     """Sample outputs for prompts: given here, or those an iteration has drawn."""
 
     model: ModelRef
@@ -94,13 +69,13 @@ class GenerateRequest(Strict):
         return self
 
 
-class JudgeItem(Strict):
+class JudgeItem(RequestModel):
     instruction: Text
     response: str = Field(max_length=1_000_000)
     checks: list[Check] = Field(default_factory=list, max_length=32)
 
 
-class JudgeRequest(Strict):
+class JudgeRequest(RequestModel):
     """Score responses: given here, or those of a generate job (also while it still runs).
 
     Items of one instruction stand together: a judge that compares judges them together.
@@ -118,9 +93,9 @@ class JudgeRequest(Strict):
     def _one_source(self) -> Self:
         if self.judge.compares:
             groups = groupby(self.items, key=lambda item: item.instruction)
-            if any(len(list(group)) > MOST_COMPARED for _, group in groups):
+            if any(len(list(group)) > MAX_COMPARED for _, group in groups):
                 raise ValueError(
-                    f"items: this judge compares no more than {MOST_COMPARED} responses to one "
+                    f"items: this judge compares no more than {MAX_COMPARED} responses to one "
                     "instruction"
                 )
         if bool(self.items) == (self.generate_job_id is not None):
@@ -130,7 +105,7 @@ class JudgeRequest(Strict):
         return self
 
 
-class InlinePair(Strict):
+class InlinePair(RequestModel):
     """A preference pair: the user message as the model saw it, and two whole outputs."""
 
     prompt: Text
@@ -144,13 +119,13 @@ class InlinePair(Strict):
         return self
 
 
-class LoraSettings(Strict):
+class LoraSettings(RequestModel):
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: int = Field(default=32, ge=1, le=4096)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
-class Training(Strict):
+class Training(RequestModel):
     """DPO settings; defaults are those of neighbours of the paper on an 8B model."""
 
     loss: Literal["dpo", "irpo"] = "dpo"
@@ -178,7 +153,7 @@ class Training(Strict):
     """Passed on to `trl.DPOConfig` as given."""
 
 
-class TrainRequest(Strict):
+class TrainRequest(RequestModel):
     """Train `model` on pairs: given here, or those an iteration has chosen."""
 
     model: ModelRef
@@ -193,23 +168,23 @@ class TrainRequest(Strict):
         return self
 
 
-class Resume(Strict):
+class Resume(RequestModel):
     """Takes up again what failed or was cancelled."""
 
     training: Training | None = None
     """Replaces all settings of a training that has not succeeded; it begins anew on its pairs."""
 
 
-class LengthControl(Strict):
+class LengthControl(RequestModel):
     rho: float = Field(default=0.25, ge=0, le=0.5)
 
 
-class Pairing(Strict):
+class Pairing(RequestModel):
     max_parse_failure_fraction: float = Field(default=0.1, ge=0, le=1)
     """Most of an iteration's pairs whose rejected output does not parse."""
 
 
-class Validation(Strict):
+class Validation(RequestModel):
     prompts: int = Field(default=500, ge=1, le=100_000)
     samples: int = Field(default=1, ge=1, le=16)
     temperature: float = Field(default=0.0, ge=0, le=2)
@@ -221,11 +196,11 @@ class Validation(Strict):
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
-        _refuse_equal_samples(self.samples, self.temperature)
+        refuse_equal_samples(self.samples, self.temperature)
         return self
 
 
-class IterationRequest(Strict):
+class IterationRequest(RequestModel):
     """One or more iterations in a row, each on the last one's model and on fresh prompts."""
 
     name: Name
@@ -276,7 +251,7 @@ class IterationRequest(Strict):
         return self
 
 
-class ModelRegistration(Strict):
+class ModelRegistration(RequestModel):
     """A model by Hub id, folder or GGUF file; it becomes the next version of `name`.
 
     `thought_format` says how chat is to have it think when it is promoted as it is. Without it, it
@@ -290,7 +265,7 @@ class ModelRegistration(Strict):
     thought_format: Format | None = None
 
 
-class Promotion(Strict):
+class Promotion(RequestModel):
     """Makes a model the one that chat serves.
 
     `thought_format` goes with `name`: how the checkpoint is to think. Without it, as in the

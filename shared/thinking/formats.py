@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydantic import Field, model_validator
 
-from shared.base import Strict
+from shared.base import RequestModel
 
 
 class Marks(NamedTuple):
@@ -22,7 +22,7 @@ class Marks(NamedTuple):
 NATIVE = Marks("<think>", "</think>")
 
 
-class ThoughtFormat(Strict):
+class ThoughtFormat(RequestModel):
     """A thought prompt with its markers. `{query}` in the template is the user's instruction."""
 
     name: str = Field(min_length=1, max_length=64)

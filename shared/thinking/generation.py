@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from shared.schemas.requests import Sampling
 from shared.thinking.formats import ThoughtFormat
+from shared.thinking.sampling import Sampling
 from shared.thinking.thoughts import REPLACEMENT, Thought, Vocabulary, close
 from shared.vllm.answers import Choice
-from shared.vllm.together import together
+from shared.vllm.client import gather_or_cancel
 
 Split = Callable[[Sequence[int], str, int], int]
 """(token ids, their text, an offset in it) -> how many first tokens cover the text up to there."""
@@ -182,7 +182,7 @@ async def _two_phases(
             seed=seed + k,
         )
 
-    return await together(finish(k, t) for k, t in enumerate(thoughts))
+    return await gather_or_cancel(finish(k, t) for k, t in enumerate(thoughts))
 
 
 async def _one_pass(

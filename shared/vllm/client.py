@@ -4,9 +4,10 @@ Everything goes as token ids, so a service needs no tokenizer, and what a second
 is exactly what a first one has generated.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import orjson
@@ -32,6 +33,8 @@ SHORT = 200
 SHORT_TEXTS = 10_000
 """Kept of a model at most."""
 _JSON = {"content-type": "application/json"}
+
+T = TypeVar("T")
 
 
 class EngineClient:
@@ -228,3 +231,18 @@ def _samples(*, n: int = 1, stop: Sequence[str] = (), **fields: Any) -> dict[str
 
 def _timeout(seconds: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+
+
+async def gather_or_cancel(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run coroutines at once and return their results in order.
+
+    When one fails, cancel the others and raise its error, so that no request runs, or is paid
+    for, in vain.
+    """
+    tasks = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

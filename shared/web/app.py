@@ -20,7 +20,7 @@ from shared import log
 from shared.auth.keys import CALLER
 from shared.auth.scopes import LISTED
 from shared.base import MAX_DEPTH
-from shared.db.engine import AWAY, get_engine, is_full
+from shared.db.engine import DB_UNAVAILABLE, get_engine, is_full
 from shared.errors import InvalidRequest, PlatformError, Unavailable, envelope
 from shared.jobs import broker
 from shared.web import known_fields
@@ -58,7 +58,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(DataError, _data_error)
-    for away in AWAY:
+    for away in DB_UNAVAILABLE:
         app.add_exception_handler(away, _database_away)
     app.add_exception_handler(OSError, _os_error)
     app.add_middleware(RequestLimits, uploads=uploads)

@@ -6,7 +6,7 @@ import httpx2
 import stamina
 
 from shared import log
-from shared.auth.keys import BEHALF, CALLER
+from shared.auth.keys import CALLER, ON_BEHALF_OF_HEADER
 from shared.errors import InvalidRequest, PlatformError, Unavailable
 
 Body = dict[str, Any]
@@ -76,7 +76,7 @@ def _about() -> dict[str, str]:
     """Whose request is being answered and which: audit and log of the service asked name both."""
     headers, caller = {}, CALLER.get()
     if caller is not None and caller.key_id is not None:
-        headers[BEHALF] = str(caller.key_id)
+        headers[ON_BEHALF_OF_HEADER] = str(caller.key_id)
     if (request_id := log.request_id()) is not None:
         headers["X-Request-ID"] = request_id
     return headers

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from shared import log
 from shared.auth.key_cache import KeyCache
 from shared.auth.key_limits import LIMITS
-from shared.auth.keys import BEHALF, CALLER, Caller, service_caller
+from shared.auth.keys import CALLER, ON_BEHALF_OF_HEADER, Caller, service_caller
 from shared.auth.scopes import OPEN, scope_of
 from shared.errors import Forbidden, InvalidRequest, PlatformError, Unauthorized
 from shared.settings import get_settings
@@ -76,7 +76,7 @@ async def _caller(scope: Scope) -> Caller:
         raise Unauthorized("no API key was given; send it as `Authorization: Bearer KEY`")
     service = get_settings().service_key
     if service and hmac.compare_digest(key, service.get_secret_value().encode()):
-        return service_caller(_behalf(_only(scope, BEHALF)))
+        return service_caller(_behalf(_only(scope, ON_BEHALF_OF_HEADER)))
     caller = await KEYS.find(key)
     if caller is None:
         raise Unauthorized("this API key is not known, or was revoked")
@@ -97,4 +97,6 @@ def _behalf(value: bytes) -> uuid.UUID | None:
     try:
         return uuid.UUID(value.decode("latin-1")) if value else None
     except ValueError:
-        raise InvalidRequest(f"{BEHALF}: is no id of a key", param=BEHALF) from None
+        raise InvalidRequest(
+            f"{ON_BEHALF_OF_HEADER}: is no id of a key", param=ON_BEHALF_OF_HEADER
+        ) from None

@@ -18,7 +18,7 @@ from shared.errors import InvalidRequest
 from shared.web.session import SessionDep
 
 KeyHeader = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)]
-Read = TypeVar("Read", bound=BaseModel)
+Body = TypeVar("Body", bound=BaseModel)
 KEPT = timedelta(hours=24)
 
 
@@ -41,7 +41,7 @@ class Once:
         # Another caller's keys are another's names.
         self._name = f"POST {request.scope['route'].path} {caller.key_id if caller else ''}".strip()
 
-    def __call__(self, body: BaseModel, create: Callable[[], Read], read: type[Read]) -> Read:
+    def __call__(self, body: BaseModel, create: Callable[[], Body], read: type[Body]) -> Body:
         """Run `create`, or give a repeat the stored answer and `Idempotent-Replayed`.
 
         The key's row is inserted first, so a repeat that races waits for the first one's commit.
@@ -67,7 +67,7 @@ class Once:
         row.response = created.model_dump(mode="json")
         return created
 
-    def answered(self, body: BaseModel, read: type[Read]) -> Read | None:
+    def answered(self, body: BaseModel, read: type[Body]) -> Body | None:
         """A repeat's stored answer, looked up in a transaction of its own: for what takes too long
         to be done inside the call."""
         if self._key is None:
@@ -78,7 +78,7 @@ class Once:
             return None
         return self._replay(row, body, read)
 
-    def _replay(self, row: IdempotencyKey, body: BaseModel, read: type[Read]) -> Read:
+    def _replay(self, row: IdempotencyKey, body: BaseModel, read: type[Body]) -> Body:
         if row.body_sha256 != _digest(body):
             raise KeyReused(
                 "Idempotency-Key: used before with another body", param="Idempotency-Key"

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared import log
 from shared.auth import audit
-from shared.base import Read
+from shared.base import ResponseModel
 from shared.db.tables import Job, JobKind, Shard, Status
 from shared.errors import NotFound
 from shared.jobs import lifecycle as jobs
@@ -22,7 +22,7 @@ from shared.web.paging import Limit, Page, page, unix
 from shared.web.session import SessionDep
 
 
-class Progress(Read):
+class Progress(ResponseModel):
     """`done` of `total` shards; tokens counted over shards done."""
 
     done: int
@@ -32,7 +32,7 @@ class Progress(Read):
     """What the shard that reported last says of itself (a training's step and loss)."""
 
 
-class JobRead(Read):
+class JobRead(ResponseModel):
     id: uuid.UUID
     object: Literal["job"]
     kind: JobKind

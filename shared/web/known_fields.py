@@ -1,4 +1,4 @@
-"""No field of a query or of a form is ignored, as `Strict` has it for JSON."""
+"""No field of a query or of a form is ignored, as `RequestModel` has it for JSON."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -20,7 +20,7 @@ from services.coordinator.app import app as coordinator
 from services.generate.app import app as generate
 from services.judge.app import app as judge
 from services.train.app import app as train
-from shared.auth.keys import BEHALF, CALLER, EVERY_SCOPE, Caller, digest, new_key
+from shared.auth.keys import CALLER, EVERY_SCOPE, ON_BEHALF_OF_HEADER, Caller, digest, new_key
 from shared.auth.scopes import LISTED, OPEN
 from shared.db.engine import transaction
 from shared.db.tables import ApiKey, Scope
@@ -249,10 +249,10 @@ def test_a_service_says_for_whom_it_asks_and_only_a_service(clean_database: Engi
         held = Held()
         held.end.set()
         app = Guard(held, [])
-        assert await status(app, access.SERVICE_KEY, **{BEHALF: for_whom}) == 200
+        assert await status(app, access.SERVICE_KEY, **{ON_BEHALF_OF_HEADER: for_whom}) == 200
         assert await status(app, access.SERVICE_KEY) == 200
-        assert await status(app, key, **{BEHALF: for_whom}) == 200
-        assert await status(app, access.SERVICE_KEY, **{BEHALF: "x"}) == 400
+        assert await status(app, key, **{ON_BEHALF_OF_HEADER: for_whom}) == 200
+        assert await status(app, access.SERVICE_KEY, **{ON_BEHALF_OF_HEADER: "x"}) == 400
         return held.callers
 
     service, alone, other = asyncio.run(scenario())

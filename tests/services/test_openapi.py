@@ -56,7 +56,7 @@ def urls(
             urls[name] = stack.enter_context(serving(APPS[name]))
             patch.setenv(f"FORETHOUGHT_{name.upper()}_URL", urls[name])
         get_settings.cache_clear()
-        patch.setattr(cache, "LOOK_SECONDS", 0.05)
+        patch.setattr(cache, "POLL_INTERVAL_S", 0.05)
         urls["coordinator"] = stack.enter_context(serving(coordinator))
         yield urls
     get_settings.cache_clear()

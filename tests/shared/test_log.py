@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from shared.errors import Unavailable
-from shared.tracebacks import FRAMES, render
+from shared.log import MAX_FRAMES, render_exception
 from workers.engine.admin import SwapError
 
 
@@ -20,11 +20,11 @@ def raised(act: Callable[[], object]) -> BaseException:
 
 def titles(error: BaseException) -> list[str]:
     """All lines but the frames."""
-    return [line for line in render(error).splitlines() if not line.startswith("  File")]
+    return [line for line in render_exception(error).splitlines() if not line.startswith("  File")]
 
 
 def test_places_and_kinds_are_shown_and_a_librarys_words_are_not() -> None:
-    shown = render(raised(lambda: TypeAdapter(int).validate_python("a thought")))
+    shown = render_exception(raised(lambda: TypeAdapter(int).validate_python("a thought")))
     first, *frames, last = shown.splitlines()
     assert first == "Traceback (most recent call last):"
     assert f'File "{__file__}"' in frames[0]
@@ -98,6 +98,6 @@ def test_an_endless_recursion_is_cut() -> None:
     def act() -> None:
         act()
 
-    shown = render(raised(act))
-    assert shown.count("in act") == FRAMES
+    shown = render_exception(raised(act))
+    assert shown.count("in act") == MAX_FRAMES
     assert shown.endswith("RecursionError")

@@ -24,7 +24,7 @@ class Play:
     """Of a stream, in turn."""
 
 
-SHOWN = re.compile(r"\[The Start of Assistant.*?\]\n(.*?)\n\[The End", re.DOTALL)
+KEY_PREFIX_LENGTH = re.compile(r"\[The Start of Assistant.*?\]\n(.*?)\n\[The End", re.DOTALL)
 """A response as a judge is shown it."""
 
 Script = Callable[[str, int], str | Play]
@@ -62,7 +62,7 @@ def prefers_short(text: str, seed: int) -> str | Play:
     """As `some_good_some_bad`; as a judge for the shorter of two responses, of equals for none."""
     if "impartial judge" not in text:
         return some_good_some_bad(text, seed)
-    first, second = SHOWN.findall(text)
+    first, second = KEY_PREFIX_LENGTH.findall(text)
     if len(first) == len(second):
         return "I cannot tell them apart."
     return f"The shorter one. [[{'A' if len(first) < len(second) else 'B'}]]"

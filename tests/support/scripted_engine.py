@@ -33,7 +33,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
 from services.cli.machine.ports import listen, port_of
-from shared.schemas.requests import GREEDY_BELOW
+from shared.thinking.sampling import GREEDY_BELOW
 from shared.web.http_protocol import BoundedProtocol
 from tests.support.engine_scripts import Play, Script, chat, long_outputs
 from tests.support.waiting import until

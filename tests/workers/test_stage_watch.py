@@ -20,9 +20,9 @@ from shared.db.engine import transaction
 from shared.db.tables import JobKind, Shard, Status
 from shared.jobs import lifecycle as jobs
 from shared.jobs.lifecycle import NewShard
-from shared.schemas.requests import Sampling
 from shared.settings import Settings, get_settings
 from shared.thinking.formats import GENERIC
+from shared.thinking.sampling import Sampling
 from tests.support import factories, tiny_model
 from tests.support.waiting import until
 from workers import stage_watch
@@ -48,7 +48,7 @@ def slow(_: Settings, model: Path, host: str, port: int) -> Sequence[str]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_watch, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(stage_watch, "POLL_INTERVAL_S", 0.1)
     monkeypatch.setattr(stage_watch, "CANARY_SECONDS", 2.0)
 
 

@@ -12,7 +12,7 @@ import uuid
 
 from shared.schemas.judges import RewardModelSpec
 from shared.schemas.requests import JudgeItem
-from workers.judge.kinds import Place
+from workers.judge.kinds import JudgeContext
 from workers.judge.reward.model import RewardModel
 from workers.judge.reward.source import open_source
 
@@ -25,7 +25,7 @@ def main(runner: str, model: str) -> None:
         {"kind": "reward_model", "model": model, "runner": runner}
     )
     source = open_source(spec)
-    judge = RewardModel(spec, Place(uuid.uuid4()))
+    judge = RewardModel(spec, JudgeContext(uuid.uuid4()))
     for line in sys.stdin:
         items = [JudgeItem.model_validate(item) for item in json.loads(line)]
         started, cpu_before = time.perf_counter(), time.process_time()

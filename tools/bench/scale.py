@@ -38,7 +38,7 @@ NAME = re.compile(r"services\.\w+\.app|services\.coordinator\.loop|workers\.\w+|
 SAMPLE_SECONDS = 0.5
 MIB = 2**20
 TRAIN_SECONDS = "SELECT result->>'train_seconds' FROM jobs WHERE kind = 'train'"
-LONGEST_WAIT = """
+MAX_WAIT = """
     WITH train AS (SELECT * FROM jobs WHERE kind = 'train')
     SELECT extract(epoch FROM greatest(
         (SELECT min(train.created_at) - max(jobs.finished_at) FROM jobs, train
@@ -106,7 +106,7 @@ def measure(prompts: int, samples: int, tokens: int, console: Console) -> Measur
                 database = stack.env["FORETHOUGHT_DATABASE_URL"].replace("+psycopg", "")
                 with psycopg.connect(database) as connection:
                     train = _number(connection, TRAIN_SECONDS)
-                    wait = _number(connection, LONGEST_WAIT)
+                    wait = _number(connection, MAX_WAIT)
                 return Measured(iteration, seconds, train, wait, peaks)
 
 

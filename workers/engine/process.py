@@ -23,7 +23,7 @@ MODEL_NAME = "forethought"
 STOP_SECONDS = 10.0
 TAIL_LINES = 20
 MIN_BATCHED_TOKENS = 4096
-FEW_CORES = 4
+MAX_SMALL_CORES = 4
 BFLOAT16_FLAGS = {"amx_bf16", "bf16"}
 """Of CPUs that multiply matrices in bfloat16: AMX, Arm."""
 _DIE_WITH_PARENT = child_process.__file__
@@ -152,7 +152,7 @@ def environment() -> dict[str, str]:
         defaults["TORCHDYNAMO_DISABLE"] = "1"
         # Gibibytes; its own default is half of the machine's memory, and two engines may run.
         defaults["VLLM_CPU_KVCACHE_SPACE"] = "2"
-        if (os.cpu_count() or 1) <= FEW_CORES:
+        if (os.cpu_count() or 1) <= MAX_SMALL_CORES:
             # It would keep one for its scheduler, which is half of a machine with two.
             defaults["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
     # Dev mode opens the routes that swap and sleep; who may reach them is up to the address that

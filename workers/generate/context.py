@@ -3,9 +3,9 @@
 import asyncio
 import uuid
 
-from shared.db.engine import patiently, transaction
-from shared.schemas.requests import Sampling
+from shared.db.engine import retry_while_db_down, transaction
 from shared.thinking.formats import ThoughtFormat
+from shared.thinking.sampling import Sampling
 from shared.vllm.client import EngineClient
 from workers.generate.prompts import ShardPrompt, longer_prompts, place_of
 from workers.leases import StageError
@@ -57,13 +57,13 @@ class Room:
         return await self._client.render([{"role": "user", "content": self._format.prompt(text)}])
 
 
-@patiently
+@retry_while_db_down
 def _longer_prompts(job_id: uuid.UUID, most_bytes: int) -> list[ShardPrompt]:
     with transaction() as session:
         return longer_prompts(session, job_id, most_bytes)
 
 
-@patiently
+@retry_while_db_down
 def _place_of(prompt: ShardPrompt) -> tuple[str, str]:
     with transaction() as session:
         return place_of(session, prompt)

@@ -15,17 +15,16 @@ from pathlib import Path
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from shared.db.engine import patiently, transaction
+from shared.db.engine import retry_while_db_down, transaction
 from shared.db.tables import Completion, Json, Model
 from shared.jobs import lifecycle as jobs
 from shared.jobs.lifecycle import Claim, LeaseLost
-from shared.schemas.requests import Sampling
 from shared.settings import get_settings
 from shared.thinking.formats import ThoughtFormat
 from shared.thinking.generation import Output, think_then_respond
+from shared.thinking.sampling import Sampling
 from shared.vllm.answers import EngineFailed, EngineRefused
-from shared.vllm.client import EngineClient
-from shared.vllm.together import together
+from shared.vllm.client import EngineClient, gather_or_cancel
 from workers.generate.context import Room
 from workers.generate.prompts import ShardPrompt, load_prompts
 from workers.generate.token_split import TokenSplitter
@@ -49,7 +48,7 @@ async def _main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
             await Generation(held, client, params, Path(model.path)).run()
 
 
-@patiently
+@retry_while_db_down
 def _prompts(claim: Claim) -> list[ShardPrompt]:
     with transaction() as session:
         return load_prompts(session, claim.payload)
@@ -121,7 +120,7 @@ class Generation:
             return outputs
 
         try:
-            groups = await together(counted(p) for p in prompts)
+            groups = await gather_or_cancel(counted(p) for p in prompts)
             rows = [
                 _row(claim, prompt, k, output)
                 for prompt, group in zip(prompts, groups, strict=True)

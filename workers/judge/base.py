@@ -30,7 +30,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class JudgeContext:
     """Where a judge works: for which job, and with which engine if its spec needs one."""
 
     job_id: uuid.UUID

@@ -9,10 +9,10 @@ from operator import attrgetter
 from typing import Any
 
 from shared.schemas.judges import AnySpec, MixtureSpec
-from workers.judge.base import CannotJudge, Judge, Place, Score
+from workers.judge.base import CannotJudge, Judge, JudgeContext, Score
 from workers.judge.mixture import Mixture
 
-__all__ = ["JUDGES", "CannotJudge", "Judge", "Place", "Score", "make_judge"]
+__all__ = ["JUDGES", "CannotJudge", "Judge", "JudgeContext", "Score", "make_judge"]
 
 JUDGES = {
     "verifier": "checks.verifier:Verifier",
@@ -23,9 +23,11 @@ JUDGES = {
 }
 
 
-def make_judge(spec: AnySpec, place: Place) -> Judge:
+def make_judge(spec: AnySpec, context: JudgeContext) -> Judge:
     if isinstance(spec, MixtureSpec):
-        return Mixture(spec, [make_judge(weighted.judge, place) for weighted in spec.judges])
+        return Mixture(spec, [make_judge(weighted.judge, context) for weighted in spec.judges])
     module, _, name = JUDGES[spec.kind].partition(":")
-    make: Callable[[Any, Place], Judge] = attrgetter(name)(import_module(f"workers.judge.{module}"))
-    return make(spec, place)
+    make: Callable[[Any, JudgeContext], Judge] = attrgetter(name)(
+        import_module(f"workers.judge.{module}")
+    )
+    return make(spec, context)

@@ -23,7 +23,7 @@ from shared.jobs import lifecycle as jobs
 from shared.jobs.lifecycle import Claim, LeaseLost
 from shared.schemas.judges import Needs, judge_spec
 from workers.judge.items import Answers, load
-from workers.judge.kinds import CannotJudge, Judge, Place, Score, make_judge
+from workers.judge.kinds import CannotJudge, Judge, JudgeContext, Score, make_judge
 from workers.leases import Leases, StageError, bound, leases
 from workers.stage import arguments, start
 
@@ -39,7 +39,7 @@ def main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
     with transaction() as session:
         params = jobs.get(session, job_id).params
     spec = judge_spec(params["judge"])
-    judge = make_judge(spec, Place(job_id, engine_url))
+    judge = make_judge(spec, JudgeContext(job_id, engine_url))
     # One that holds the engine or the device makes room for what it waits for.
     waits = params["generate_job_id"] is not None and spec.needs is Needs.nothing
     with leases(job_id, worker) as held, listen() as listener:

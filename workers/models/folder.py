@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from shared.process import fsync, sync
 from shared.thinking.formats import NATIVE, THINK, ThoughtFormat
-from workers.models.durable import fsync, sync
 from workers.models.files import ModelFolderError, check_files
 from workers.models.weights import PROBE_FILE, weights_files
 

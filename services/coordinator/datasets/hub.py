@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from pydantic import Field
 
-from shared.base import Strict
+from shared.base import RequestModel
 from shared.db.tables import Split
 from shared.errors import InvalidRequest, TooLarge
 from shared.settings import get_settings
@@ -20,7 +20,7 @@ SETTINGS = ".huggingface.yaml"
 """In a repository, it overrides what the dataset's card says."""
 
 
-class HubDataset(Strict):
+class HubDataset(RequestModel):
     """Which rows and columns to take. Columns name the dataset's own fields."""
 
     id: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", max_length=200)

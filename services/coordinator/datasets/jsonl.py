@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 import orjson
 from pydantic import Field, ValidationError
 
-from shared.base import Strict
+from shared.base import RequestModel
 from shared.db.tables import Split
 from shared.errors import InvalidRequest
 from shared.schemas.checks import Check
@@ -17,7 +17,7 @@ MAX_LINE_BYTES = 4 * 1024 * 1024
 """Of a JSONL dataset: more than the longest text takes with every character escaped."""
 
 
-class PromptLine(Strict):
+class PromptLine(RequestModel):
     """A line of a JSONL dataset."""
 
     text: Text

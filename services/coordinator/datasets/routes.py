@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from services.coordinator.datasets.hub import HubDataset, commit_of, read_hub
 from services.coordinator.datasets.jsonl import PromptLine, parse_lines, validated
 from shared.auth import audit
-from shared.base import Read, Strict
+from shared.base import RequestModel, ResponseModel
 from shared.db.engine import transaction
 from shared.db.tables import Dataset, Json, Prompt, Split
 from shared.errors import Conflict, InvalidRequest, NotFound, TooLarge
@@ -35,7 +35,7 @@ CHUNK_BYTES = 8 * 1024 * 1024
 UPLOAD = "/datasets/upload"
 
 
-class DatasetSource(Strict):
+class DatasetSource(RequestModel):
     """A dataset from a file under the server's data root, or from the Hugging Face hub."""
 
     name: Name
@@ -43,14 +43,14 @@ class DatasetSource(Strict):
     hf: HubDataset | None = None
 
 
-class Upload(Strict):
+class Upload(RequestModel):
     """What makes two uploads the same."""
 
     name: Name
     sha256: str
 
 
-class DatasetRead(Read):
+class DatasetRead(ResponseModel):
     id: uuid.UUID
     object: Literal["dataset"]
     name: str

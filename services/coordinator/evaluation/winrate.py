@@ -13,7 +13,7 @@ RESAMPLES = 500
 RIDGE = 0.1
 """Weight of the penalty on both parameters: it keeps them finite where one model wins everything,
 and counts for less the more prompts there are."""
-LEAST_WORTH = 20.0
+MIN_WORTH = 20.0
 """Of `worth`. In simulations the ridge moves rates from there on by 0.03 at most; below, it decides
 them more and more, and they seem the surer for it."""
 INSEPARABLE = (
@@ -93,13 +93,13 @@ def _mean(values: Sequence[float]) -> float:
 def win_rate(fought: Sequence[Duel]) -> dict[str, Any] | None:
     """Raw and length-controlled rate, each with its 95% interval over prompts; None of nothing.
 
-    The length-controlled one is None, and `note` says why, where `worth` is below `LEAST_WORTH`.
+    The length-controlled one is None, and `note` says why, where `worth` is below `MIN_WORTH`.
     """
     if not fought:
         return None
     shares = [duel.share for duel in fought]
     lengths = length_terms([duel.longer for duel in fought])
-    told = worth(lengths) >= LEAST_WORTH
+    told = worth(lengths) >= MIN_WORTH
     n = len(fought)
     return {
         "raw": _figure(interval(shares), n),

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from services.coordinator.iterations.progress import progress_of
 from services.coordinator.iterations.routes import find
-from shared.base import Read
+from shared.base import ResponseModel
 from shared.db.engine import transaction
 from shared.db.tables import Event
 from shared.errors import InvalidRequest
@@ -25,7 +25,7 @@ BIGINT = 2**63 - 1
 EventId = Annotated[int, Query(ge=0, le=BIGINT)]
 
 
-class EventRead(Read):
+class EventRead(ResponseModel):
     id: int
     object: Literal["event"]
     type: str

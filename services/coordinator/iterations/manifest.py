@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, aliased
 
 from services.coordinator.iterations.routes import find
 from services.coordinator.iterations.state import COMPARISON, checkpoints, job_id
-from shared.base import Read
+from shared.base import ResponseModel
 from shared.db.tables import (
     Completion,
     Evaluation,
@@ -38,12 +38,12 @@ NOT_HASHED = ("name", "dataset", "base_model", "baseline")
 """Of the config: what the first three name is hashed itself, the last one is another run."""
 
 
-class Part(Read):
+class Part(ResponseModel):
     rows: int
     sha256: str
 
 
-class Manifest(Read):
+class Manifest(ResponseModel):
     object: Literal["manifest"] = "manifest"
     iteration_id: uuid.UUID
     sha256: str

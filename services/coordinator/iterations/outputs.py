@@ -9,7 +9,7 @@ from sqlalchemy.orm import aliased
 from services.coordinator.iterations.routes import find
 from services.coordinator.iterations.state import format_of, job_id
 from shared.auth.thoughts import MayReadThoughts, shown
-from shared.base import Read
+from shared.base import ResponseModel
 from shared.db.tables import Completion, Judgment, Pair, Prompt
 from shared.web.paging import Limit, Page, page_by_number
 from shared.web.session import SessionDep
@@ -17,7 +17,7 @@ from shared.web.session import SessionDep
 router = APIRouter(tags=["iterations"])
 
 
-class PairRead(Read):
+class PairRead(ResponseModel):
     """A preference pair; whole outputs, and thoughts begun in a response, only with the key that
     may read thoughts."""
 
@@ -67,7 +67,7 @@ def list_pairs(
     return page_by_number(session, query, Pair, after, limit, read_pair)
 
 
-class CandidateRead(Read):
+class CandidateRead(ResponseModel):
     """A sampled output with its score; the output itself, and thoughts begun in the response, only
     with the key that may read them."""
 

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from services.coordinator.iterations.state import COMPARISON, job_id
-from shared.base import Read
+from shared.base import ResponseModel
 from shared.db.tables import Evaluation, Iteration, Job, JobKind, Shard, Status
 from shared.web.job_routes import latest_progress
 
@@ -16,7 +16,7 @@ TELLING_SHARE = 0.1
 """A speed from less of a stage than this would be far too low: what is under way is not counted."""
 
 
-class IterationProgress(Read):
+class IterationProgress(ResponseModel):
     stage: str
     done: int
     total: int

@@ -17,7 +17,7 @@ from services.coordinator.iterations.state import job_id
 from services.coordinator.job_services import Services
 from shared import log
 from shared.auth import audit
-from shared.base import Read
+from shared.base import ResponseModel
 from shared.db.tables import Iteration, Job, Status
 from shared.errors import Conflict, NotFound
 from shared.schemas.requests import IterationRequest, Resume
@@ -28,7 +28,7 @@ from shared.web.session import SessionDep
 router = APIRouter(tags=["iterations"])
 
 
-class IterationRead(Read):
+class IterationRead(ResponseModel):
     id: uuid.UUID
     object: Literal["iteration"]
     run_id: uuid.UUID

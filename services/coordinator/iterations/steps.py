@@ -16,8 +16,7 @@ from services.coordinator.iterations.state import COMPARISON, config_of, job_id,
 from services.coordinator.job_services import Services
 from services.coordinator.pairs.write import make_pairs
 from services.coordinator.report.build import build_report
-from shared.db.tables import Evaluation, Iteration, Job, JobKind, Status
-from shared.jobs.lifecycle import UNFINISHED
+from shared.db.tables import UNFINISHED, Evaluation, Iteration, Job, JobKind, Status
 from shared.registry.lineage import lineage_of
 from shared.schemas.requests import GenerateRequest, JudgeRequest, TrainRequest
 
@@ -239,13 +238,13 @@ def fail(session: Session, iteration: Iteration, error: dict[str, Any]) -> None:
     session.flush()
 
 
-def left_behind() -> ColumnElement[bool]:
+def orphaned_jobs() -> ColumnElement[bool]:
     """Steps of an iteration that has ended; a job of a user's own that names it goes on."""
     return and_(Job.status.in_(UNFINISHED), Job.step.is_not(None), Job.kind != JobKind.prune)
 
 
 def stop_jobs(session: Session, services: Services, iteration: Iteration) -> None:
     """Cancel the jobs that an ended iteration has left. The iteration's row must be locked."""
-    left = select(Job).where(Job.iteration_id == iteration.id, left_behind())
+    left = select(Job).where(Job.iteration_id == iteration.id, orphaned_jobs())
     for job in session.scalars(left):
         services.for_job(job.kind).post(f"/jobs/{job.id}/cancel")

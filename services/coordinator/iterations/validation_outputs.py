@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from services.coordinator.iterations.routes import find
 from services.coordinator.iterations.state import format_of
-from shared.base import Read
+from shared.base import ResponseModel
 from shared.db.tables import Completion, Evaluation, Iteration, Prompt
 from shared.errors import Conflict, Gone
 from shared.thinking.answer_filter import visible
@@ -20,7 +20,7 @@ router = APIRouter(tags=["iterations"])
 Whose = Literal["result", "parent", "seed"]
 
 
-class AnswerRead(Read):
+class AnswerRead(ResponseModel):
     """Without thoughts, whoever asks. `response` is null where the output does not parse."""
 
     id: int

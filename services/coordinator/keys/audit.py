@@ -6,7 +6,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from sqlalchemy import select
 
-from shared.base import Read
+from shared.base import ResponseModel
 from shared.db.tables import ApiKey, AuditEvent
 from shared.web.paging import Limit, Page, page_by_number, unix
 from shared.web.session import SessionDep
@@ -14,7 +14,7 @@ from shared.web.session import SessionDep
 router = APIRouter(tags=["keys"])
 
 
-class AuditRead(Read):
+class AuditRead(ResponseModel):
     id: int
     object: Literal["audit_event"] = "audit_event"
     key_id: uuid.UUID | None

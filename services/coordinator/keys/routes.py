@@ -9,8 +9,8 @@ from pydantic import Field
 from sqlalchemy import select
 
 from shared.auth import audit
-from shared.auth.keys import SHOWN, digest, new_key
-from shared.base import Read, Strict
+from shared.auth.keys import KEY_PREFIX_LENGTH, digest, new_key
+from shared.base import RequestModel, ResponseModel
 from shared.db.tables import ApiKey, Scope
 from shared.errors import NotFound
 from shared.schemas.requests import Name
@@ -20,7 +20,7 @@ from shared.web.session import SessionDep
 router = APIRouter(tags=["keys"])
 
 
-class KeyRequest(Strict):
+class KeyRequest(RequestModel):
     name: Name
     """Whose it is or what for; two keys may have the same."""
     scopes: frozenset[Scope] = Field(min_length=1)
@@ -30,7 +30,7 @@ class KeyRequest(Strict):
     """At once, of one process; a stream is one until its end."""
 
 
-class KeyRead(Read):
+class KeyRead(ResponseModel):
     id: uuid.UUID
     object: Literal["key"] = "key"
     name: str
@@ -67,7 +67,7 @@ def create(request: KeyRequest, session: SessionDep, response: Response) -> KeyC
     key = new_key()
     row = ApiKey(
         name=request.name,
-        prefix=key[:SHOWN],
+        prefix=key[:KEY_PREFIX_LENGTH],
         sha256=digest(key.encode()),
         scopes=[scope.value for scope in Scope if scope in request.scopes],
         requests_per_minute=request.requests_per_minute,

@@ -15,9 +15,8 @@ from sqlalchemy import case, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
-from shared.db.engine import engine_beside_the_pool
-from shared.db.tables import Iteration, Job, JobKind, Shard, Status
-from shared.jobs.lifecycle import UNFINISHED
+from shared.db.engine import failfast_engine
+from shared.db.tables import UNFINISHED, Iteration, Job, JobKind, Shard, Status
 
 AGE_SECONDS = 5.0
 """Figures are at most so old: however often they are asked for, the database is not."""
@@ -46,7 +45,7 @@ class Record(Collector):
 
 def _read() -> list[Metric]:
     try:
-        with Session(engine_beside_the_pool()) as session:
+        with Session(failfast_engine()) as session:
             return [_up(True), *figures(session)]
     except DBAPIError:
         return [_up(False)]

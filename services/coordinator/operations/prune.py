@@ -20,11 +20,10 @@ from services.coordinator.iterations import events
 from services.coordinator.iterations.state import job_id
 from services.coordinator.job_services import Services
 from shared.auth import audit
-from shared.base import Read, Strict
+from shared.base import RequestModel, ResponseModel
 from shared.db.engine import transaction
-from shared.db.tables import Completion, Iteration, Job, JobKind, Model
+from shared.db.tables import UNFINISHED, Completion, Iteration, Job, JobKind, Model
 from shared.errors import PlatformError
-from shared.jobs.lifecycle import UNFINISHED
 from shared.registry.retention import in_use, of_lineage, unneeded, unpaired
 from shared.settings import get_settings
 from shared.web import idempotency
@@ -32,19 +31,19 @@ from shared.web.session import SessionDep
 
 router = APIRouter(tags=["retention"])
 logger = logging.getLogger(__name__)
-LOOK_SECONDS = 3600.0
+POLL_INTERVAL_S = 3600.0
 SENT_AT_ONCE = 20
 """Jobs a tick sends: it has running iterations to care for, too."""
 
 
-class PruneRequest(Strict):
+class PruneRequest(RequestModel):
     older_than_days: float = Field(ge=0, le=36_500)
     """Since the last iteration of a run ended."""
     dry_run: bool = False
     """Only say what would go."""
 
 
-class PruneRead(Read):
+class PruneRead(ResponseModel):
     """What is deleted, or would be."""
 
     object: Literal["prune"] = "prune"
@@ -172,7 +171,7 @@ class Retention:
     def look(self) -> None:
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + LOOK_SECONDS
+        self._next = time.monotonic() + POLL_INTERVAL_S
         with transaction() as session:
             idempotency.forget_expired(session)
         if (days := get_settings().retention_days) is None:

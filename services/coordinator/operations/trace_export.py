@@ -22,11 +22,10 @@ from sqlalchemy.exc import DBAPIError
 
 from services.coordinator.operations.trace import ROOT, Span, spans
 from shared.db.engine import transaction
-from shared.db.tables import Iteration, Job, JobKind
-from shared.jobs.lifecycle import UNFINISHED
+from shared.db.tables import UNFINISHED, Iteration, Job, JobKind
 
 logger = logging.getLogger(__name__)
-LOOK_SECONDS = 5.0
+POLL_INTERVAL_S = 5.0
 GIVE_UP_AFTER = timedelta(hours=1)
 """A collector that is away for longer misses the trace; one that is new is told no history."""
 AT_ONCE = 10
@@ -34,7 +33,7 @@ AT_ONCE = 10
 
 def keep_exporting(stop: threading.Event) -> None:
     exporter = OTLPSpanExporter()
-    while not stop.wait(LOOK_SECONDS):
+    while not stop.wait(POLL_INTERVAL_S):
         try:
             export_ended(exporter)
         except DBAPIError as error:

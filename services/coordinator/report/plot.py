@@ -8,7 +8,7 @@ from html import escape
 WIDTH, HEIGHT = 420, 240
 LEFT, RIGHT, TOP, BOTTOM = 62, 22, 12, 28
 COLORS = ("#1f6f8b", "#c2571a", "#5b7f2b", "#7a4b94")
-TICKS, MOST_LABELS = 4, 11
+TICKS, MAX_LABELS = 4, 11
 APART = 4.0
 """Between the lines of a plot, across."""
 Scale = Callable[[float], float]
@@ -94,7 +94,7 @@ def _axes(low: float, high: float, labels: Sequence[tuple[float, str]], x: Scale
         value = low + (high - low) * i / TICKS
         parts.append(_rule(LEFT, y(value), WIDTH - RIGHT, y(value), "grid"))
         parts.append(_text(LEFT - 6, y(value) + 4, "end", f"{value:.3g}"))
-    step = math.ceil(len(labels) / MOST_LABELS)
+    step = math.ceil(len(labels) / MAX_LABELS)
     parts += [_text(x(at), HEIGHT - 8, "middle", label) for at, label in labels[::step]]
     return "".join(parts)
 

@@ -15,7 +15,7 @@ from services.coordinator.report.outputs import outputs
 from shared.db.tables import Evaluation, Iteration, IterationPrompt, Job, Prompt, Split
 from shared.registry.lineage import versions_of
 
-MOST_CATEGORIES = 50
+MAX_CATEGORIES = 50
 """A dataset may name as many as it has prompts."""
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
     named = {prompt_id: str(category) for prompt_id, category in session.execute(query)}
     chosen = evaluation.scores(session, run, chosen_id)
     sizes = Counter(named[p] for p in chosen if p in named)
-    shown = sorted(sizes, key=lambda name: (-sizes[name], name))[:MOST_CATEGORIES]
+    shown = sorted(sizes, key=lambda name: (-sizes[name], name))[:MAX_CATEGORIES]
     ours = _by_category(chosen, named)
     theirs = _by_category(evaluation.scores(session, run, seed_id), named)
     our_samples = _by_category(evaluation.samples(session, run, chosen_id), named)

@@ -30,7 +30,7 @@ def engine_url(scripted: ScriptedEngine) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def url(postgres_url: str, redis_url: str, engine_url: str) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, serving(app) as url:
-        patch.setattr(serving_cache, "LOOK_SECONDS", 0.05)
+        patch.setattr(serving_cache, "POLL_INTERVAL_S", 0.05)
         yield url
 
 

@@ -190,7 +190,7 @@ def test_looks_go_on_after_they_have_failed(
 ) -> None:
     seen = CACHE._looked_at
     monkeypatch.undo()
-    monkeypatch.setattr(serving_cache, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(serving_cache, "POLL_INTERVAL_S", 0.05)
     until(lambda: CACHE._looked_at > seen, "it looks again")
 
 

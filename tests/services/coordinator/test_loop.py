@@ -16,7 +16,7 @@ from services.coordinator.iterations.manifest import manifest
 from services.coordinator.iterations.policy import Wait, next_step
 from services.coordinator.iterations.state import COMPARISON
 from services.coordinator.job_services import Services
-from services.coordinator.loop import MOST_FAULTS, tick
+from services.coordinator.loop import MAX_FAULTS, tick
 from services.judge.app import app as judge_service
 from shared.db.engine import transaction
 from shared.db.tables import Evaluation, Iteration, Job, JobKind, Model, Pair, Status
@@ -81,7 +81,7 @@ def test_an_iteration_that_cannot_go_on_holds_up_no_other(
         raise Unavailable("not now")
 
     monkeypatch.setattr(ServiceClient, "put", put)
-    for tried in range(MOST_FAULTS):
+    for tried in range(MAX_FAULTS):
         with transaction() as session:
             assert session.get_one(Iteration, ids[0]).finished_at is None, f"after {tried} tries"
         look()
@@ -105,7 +105,7 @@ def test_what_the_database_refuses_again_and_again_ends_the_iteration(
         return False
 
     monkeypatch.setattr(loop, "advance", refused)
-    for _ in range(MOST_FAULTS):
+    for _ in range(MAX_FAULTS):
         look()
     with transaction() as session:
         error = session.get_one(Iteration, id_).error

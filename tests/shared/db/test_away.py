@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from shared.db.engine import AWAY, is_away
+from shared.db.engine import DB_UNAVAILABLE, is_away
 from shared.db.tables import JobKind
 from shared.jobs import broker
 from shared.jobs import lifecycle as jobs
@@ -49,7 +49,7 @@ def test_the_living_keep_their_shards_for_a_lease_after_postgres_was_away(sessio
 
 def test_a_database_with_no_connection_free_is_away(postgres_url: str) -> None:
     small = create_engine(postgres_url, pool_size=1, max_overflow=0, pool_timeout=0.1)
-    with small.connect(), pytest.raises(AWAY) as raised:
+    with small.connect(), pytest.raises(DB_UNAVAILABLE) as raised:
         small.connect()
     assert is_away(raised.value)
     small.dispose()

@@ -24,7 +24,7 @@ from sqlalchemy import Engine, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from shared.db.engine import transaction
-from shared.db.tables import Completion, JobKind, Shard, Status
+from shared.db.tables import UNFINISHED, Completion, JobKind, Shard, Status
 from shared.jobs import lifecycle as jobs
 from shared.jobs import recovery
 from shared.jobs.lifecycle import Claim, LeaseLost, NewShard
@@ -64,7 +64,7 @@ class Model:
     def end(self, status: Status) -> None:
         self.status = status
         for piece in self.pieces:
-            if piece.status in jobs.UNFINISHED:
+            if piece.status in UNFINISHED:
                 piece.status, piece.owner = Status.cancelled, None
 
 
@@ -102,7 +102,7 @@ class JobLife(RuleBasedStateMachine):
             claim = jobs.claim(
                 session, self.job_id, worker=worker, lease_seconds=60, max_attempts=MAX_ATTEMPTS
             )
-        unfinished = self.model.status in jobs.UNFINISHED
+        unfinished = self.model.status in UNFINISHED
         free = [i for i, p in enumerate(self.model.pieces) if p.claimable and unfinished]
         if claim is None:
             assert not free
@@ -210,7 +210,7 @@ class JobLife(RuleBasedStateMachine):
             if piece.expired and piece.owner is not None and piece.attempt >= MAX_ATTEMPTS:
                 piece.status, piece.owner = Status.failed, None
                 self.model.end(Status.failed)
-        unfinished = self.model.status in jobs.UNFINISHED
+        unfinished = self.model.status in UNFINISHED
         assert sent == (unfinished and any(p.claimable for p in self.model.pieces))
 
     @rule()

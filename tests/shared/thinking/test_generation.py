@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.schemas.requests import Sampling
 from shared.thinking.formats import FORMATS, THINK, ThoughtFormat
 from shared.thinking.generation import Output, think, think_then_respond
+from shared.thinking.sampling import Sampling
 from shared.thinking.thoughts import overhang
 from shared.vllm.answers import EngineAway, EngineFailed, EngineRefused
 from shared.vllm.client import EngineClient

@@ -11,7 +11,7 @@ import pytest
 from fastapi import APIRouter, UploadFile
 
 from shared.auth.scopes import OPEN
-from shared.base import Strict
+from shared.base import RequestModel
 from shared.settings import Settings
 from shared.web.app import create_app
 from shared.web.limits import FORM_BYTES, MAX_HEAD_BYTES
@@ -23,7 +23,7 @@ JSON = {"content-type": "application/json"}
 router = APIRouter()
 
 
-class Taken(Strict):
+class Taken(RequestModel):
     value: Any
 
 

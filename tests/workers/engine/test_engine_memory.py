@@ -12,9 +12,9 @@ from shared.db.engine import transaction
 from shared.db.tables import JobKind, Shard, Status
 from shared.jobs import lifecycle as jobs
 from shared.jobs.lifecycle import NewShard
-from shared.schemas.requests import Sampling
 from shared.settings import Settings, get_settings
 from shared.thinking.formats import GENERIC
+from shared.thinking.sampling import Sampling
 from tests.support import factories, tiny_model
 from tests.support.engine_scripts import Play
 from tests.support.scripted_engine import ScriptedEngine, running

@@ -116,7 +116,7 @@ def trains_as(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[
     processes that it has started."""
     started: list[Popen] = []
     monkeypatch.setenv("FORETHOUGHT_TRAINING_STALL_SECONDS", "2")
-    monkeypatch.setattr(movement, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(movement, "POLL_INTERVAL_S", 0.1)
     get_settings.cache_clear()
 
     def use(code: str) -> list[Popen]:

@@ -11,7 +11,7 @@ import threading
 import weakref
 from pathlib import Path
 
-LONGEST_TEXT = 2000
+MAX_TEXT = 2000
 """Characters from the end of a text that are looked at; the final answer is there."""
 EASY = "7"
 """What decides of a question without an end whether it is the reference that has none."""
@@ -47,7 +47,7 @@ class MathAnswers:
             self._child = self._start()
         assert self._child.stdin
         assert self._child.stdout
-        question = json.dumps({"text": text[-LONGEST_TEXT:], "answer": answer})
+        question = json.dumps({"text": text[-MAX_TEXT:], "answer": answer})
         try:
             print(question, file=self._child.stdin, flush=True)
             reply = self._child.stdout.readline()

@@ -11,7 +11,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from shared.schemas import checks
 from shared.schemas.judges import VerifierSpec
 from shared.schemas.requests import JudgeItem
-from workers.judge.base import CannotJudge, Judge, Place, Score
+from workers.judge.base import CannotJudge, Judge, JudgeContext, Score
 from workers.judge.checks.math_answer import MathAnswers
 
 # Typographic quotes and CJK stops are escaped: they look like others.
@@ -40,7 +40,7 @@ LANGUAGE_CHARACTERS = 5000
 class Verifier(Judge):
     name = "verifier/1"
 
-    def __init__(self, _: VerifierSpec, __: Place) -> None:
+    def __init__(self, _: VerifierSpec, __: JudgeContext) -> None:
         self._math = MathAnswers()
 
     def applies(self, item: JudgeItem) -> bool:

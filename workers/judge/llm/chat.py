@@ -3,7 +3,7 @@
 from typing import Any, Generic, Self, TypeVar
 
 from shared.schemas.judges import Pairwise, Pointwise
-from workers.judge.base import Judge, Place
+from workers.judge.base import Judge, JudgeContext
 from workers.judge.llm.chat_client import AskWith, EngineAsker
 
 Spec = TypeVar("Spec", bound=Pairwise | Pointwise)
@@ -17,7 +17,7 @@ class ChatJudge(Judge, Generic[Spec]):
         self._ask_with = ask_with
 
     @classmethod
-    def on_engine(cls, spec: Any, place: Place) -> Self:
-        judge = cls(spec, lambda: EngineAsker(place.engine_url))
+    def on_engine(cls, spec: Any, context: JudgeContext) -> Self:
+        judge = cls(spec, lambda: EngineAsker(context.engine_url))
         judge.model = spec.model
         return judge

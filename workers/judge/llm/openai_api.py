@@ -1,17 +1,17 @@
 """The pairwise or the pointwise judge at an OpenAI-compatible address."""
 
 from shared.schemas.judges import OpenAISpec
-from workers.judge.base import Judge, Place
+from workers.judge.base import Judge, JudgeContext
 from workers.judge.llm.pairwise import PairwiseJudge
 from workers.judge.llm.pointwise import PointwiseJudge
 from workers.judge.llm.remote import Pace, RemoteAsker
 
 
-def make(spec: OpenAISpec, place: Place) -> Judge:
+def make(spec: OpenAISpec, context: JudgeContext) -> Judge:
     pace = Pace(spec.requests_per_minute)
 
     def ask_with() -> RemoteAsker:
-        return RemoteAsker(spec, place.job_id, pace)
+        return RemoteAsker(spec, context.job_id, pace)
 
     judge: Judge
     if spec.pairwise is not None:

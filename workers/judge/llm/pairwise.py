@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from shared.schemas.judges import Pairwise
 from shared.schemas.requests import JudgeItem
-from shared.vllm.together import together
+from shared.vllm.client import gather_or_cancel
 from workers.judge.base import Score, by_instruction
 from workers.judge.llm.chat import ChatJudge
 from workers.judge.llm.chat_client import Asker, Question, Tally
@@ -28,7 +28,9 @@ class PairwiseJudge(ChatJudge[Pairwise]):
 
         async def run() -> list[list[Score]]:
             async with self._ask_with() as asker:
-                return await together(self._rate(asker, group) for group in by_instruction(items))
+                return await gather_or_cancel(
+                    self._rate(asker, group) for group in by_instruction(items)
+                )
 
         return [score for group in asyncio.run(run()) for score in group]
 
@@ -38,7 +40,9 @@ class PairwiseJudge(ChatJudge[Pairwise]):
         async def run() -> list[Score]:
             async with self._ask_with() as asker:
                 pairs = zip(items, others, strict=True)
-                return await together(self._versus(asker, item, group) for item, group in pairs)
+                return await gather_or_cancel(
+                    self._versus(asker, item, group) for item, group in pairs
+                )
 
         return asyncio.run(run())
 
@@ -62,7 +66,7 @@ class PairwiseJudge(ChatJudge[Pairwise]):
 
     async def _versus(self, asker: Asker, item: JudgeItem, others: Sequence[JudgeItem]) -> Score:
         tally = Tally(asker)
-        shares = await together(
+        shares = await gather_or_cancel(
             self._share(asker, tally, item.instruction, item.response, other.response)
             for other in others
         )
@@ -92,7 +96,7 @@ class PairwiseJudge(ChatJudge[Pairwise]):
             answer = tally.of(await asker.ask(Question(messages, self._spec.max_tokens)))
             return Verdict.unreadable if answer.text is None else parse_verdict(answer.text)
 
-        verdicts = await together(one(first, second) for first, second in shown)
+        verdicts = await gather_or_cancel(one(first, second) for first, second in shown)
         tally.add({f"verdict_{verdict}": n for verdict, n in Counter(verdicts).items()})
         return verdicts
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from shared.schemas.judges import Pointwise
 from shared.schemas.requests import JudgeItem
-from shared.vllm.together import together
+from shared.vllm.client import gather_or_cancel
 from workers.judge.base import Score
 from workers.judge.llm.chat import ChatJudge
 from workers.judge.llm.chat_client import Answer, Asker, Question, Tally, Token
@@ -27,7 +27,7 @@ class PointwiseJudge(ChatJudge[Pointwise]):
 
         async def run() -> list[Score]:
             async with self._ask_with() as asker:
-                return await together(self._rate(asker, item) for item in items)
+                return await gather_or_cancel(self._rate(asker, item) for item in items)
 
         return asyncio.run(run())
 
@@ -49,7 +49,9 @@ class PointwiseJudge(ChatJudge[Pointwise]):
             return _expected(answer) if spec.expected else _stated(answer)
 
         found = [
-            s for s in await together(one(seed) for seed in range(spec.samples)) if s is not None
+            s
+            for s in await gather_or_cancel(one(seed) for seed in range(spec.samples))
+            if s is not None
         ]
         tally.add({"unreadable": spec.samples - len(found)})
         if not found:

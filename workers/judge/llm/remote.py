@@ -15,7 +15,7 @@ import stamina
 from pydantic import TypeAdapter
 from sqlalchemy.dialects.postgresql import insert
 
-from shared.db.engine import patiently, transaction
+from shared.db.engine import retry_while_db_down, transaction
 from shared.db.tables import JudgeAnswer
 from shared.errors import InvalidRequest
 from shared.schemas.judge_permissions import key_variable
@@ -29,7 +29,7 @@ PASSING = (408, 409, 429)
 ATTEMPTS = 9
 FIRST_WAIT = 1.0
 """Seconds before the second attempt, doubled for each one after it: some minutes in all."""
-LONGEST_WAIT = 60.0
+MAX_WAIT = 60.0
 """Of one retry, whatever the other side asks for."""
 
 
@@ -59,7 +59,7 @@ class RemoteAsker:
             attempts=ATTEMPTS,
             timeout=None,
             wait_initial=FIRST_WAIT,
-            wait_max=LONGEST_WAIT,
+            wait_max=MAX_WAIT,
             wait_jitter=FIRST_WAIT,
         )(self._paced)
         self._answered = 0
@@ -121,7 +121,7 @@ def _wait_before(error: Exception) -> bool | float:
         asked = float(error.response.headers["retry-after"])
     except (KeyError, ValueError):
         return True
-    return min(asked, LONGEST_WAIT) if asked >= 0 else True  # also where it is not a number
+    return min(asked, MAX_WAIT) if asked >= 0 else True  # also where it is not a number
 
 
 def _stage_error(spec: OpenAISpec, error: Exception) -> StageError:
@@ -167,14 +167,14 @@ def _key(base_url: str) -> str:
 ANSWER = TypeAdapter(Answer)
 
 
-@patiently
+@retry_while_db_down
 def _recall(job_id: uuid.UUID, key: str) -> Answer | None:
     with transaction() as session:
         row = session.get(JudgeAnswer, (job_id, key))
         return ANSWER.validate_python(row.answer) if row is not None else None
 
 
-@patiently
+@retry_while_db_down
 def _remember(job_id: uuid.UUID, key: str, answer: Answer) -> None:
     row = {"job_id": job_id, "question_sha256": key, "answer": asdict(answer)}
     with transaction() as session:

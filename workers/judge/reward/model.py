@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from shared.schemas.judges import RewardModelSpec
 from shared.schemas.requests import JudgeItem
-from workers.judge.base import CannotJudge, Judge, Place, Score, finite
+from workers.judge.base import CannotJudge, Judge, JudgeContext, Score, finite
 from workers.judge.reward.runners import RUNNERS, Runner, UnfitError, free_memory
 from workers.judge.reward.source import Source, open_source
 from workers.resource_errors import OUT_OF_MEMORY, exit_status
@@ -22,7 +22,7 @@ AUTO = ("vllm", "transformers")
 class RewardModel(Judge):
     name = "reward_model/1"
 
-    def __init__(self, spec: RewardModelSpec, _: Place) -> None:
+    def __init__(self, spec: RewardModelSpec, _: JudgeContext) -> None:
         self._spec = spec
         self._batch_tokens = spec.batch_tokens
         self._source: Source | None = None

@@ -38,7 +38,7 @@ duels_st = st.lists(duel_st, min_size=1, max_size=20)
 
 def both_rates(fought: list[Duel]) -> Any:
     """Raw and length-controlled, the latter of few prompts, too: its arithmetic is the same."""
-    with patch.object(winrate, "LEAST_WORTH", 0.0):
+    with patch.object(winrate, "MIN_WORTH", 0.0):
         found = win_rate(fought)
     return found and {kind: found[kind] for kind in ("raw", "length_controlled")}
 

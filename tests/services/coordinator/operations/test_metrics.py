@@ -125,8 +125,8 @@ class TestRecord:
     ) -> None:
         monkeypatch.setenv("FORETHOUGHT_DATABASE_URL", "postgresql+psycopg://a@127.0.0.1:1/b")
         get_settings.cache_clear()
-        db.engine_beside_the_pool().dispose()
-        db.engine_beside_the_pool.cache_clear()
+        db.failfast_engine().dispose()
+        db.failfast_engine.cache_clear()
         try:
             shown = {sample.name for family in registry.collect() for sample in family.samples}
             assert registry.get_sample_value("forethought_record_up") == 0
@@ -134,4 +134,4 @@ class TestRecord:
         finally:
             monkeypatch.undo()
             get_settings.cache_clear()
-            db.engine_beside_the_pool.cache_clear()
+            db.failfast_engine.cache_clear()

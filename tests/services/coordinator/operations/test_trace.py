@@ -247,7 +247,7 @@ def test_the_loop_exports_where_an_address_is_set(
     stop: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trace_export, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(trace_export, "POLL_INTERVAL_S", 0.05)
     monkeypatch.delenv(loop.COLLECTOR, raising=False)
     count = threading.active_count()
     loop.trace(stop)

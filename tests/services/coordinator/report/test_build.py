@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from services.coordinator.evaluation import scores as evaluation
 from services.coordinator.evaluation.winrate import INSEPARABLE
 from services.coordinator.report.build import build_report
-from services.coordinator.report.validation import MOST_CATEGORIES
+from services.coordinator.report.validation import MAX_CATEGORIES
 from shared.db.tables import Iteration, Job, Model, Prompt, Split
 from tests.support import factories
 from tests.support.evaluated_runs import BROKEN, Out, compared, evaluated, running, trained
@@ -129,10 +129,10 @@ def test_length_is_controlled_in_categories_of_enough_prompts(session: Session) 
 
 
 def test_no_more_categories_than_can_be_read(session: Session) -> None:
-    n = MOST_CATEGORIES + 3
+    n = MAX_CATEGORIES + 3
     outs = [[Out(1.0)]] * n
     report = report_of(session, outs, outs, categories=[f"kind {i}" for i in range(n)])
-    assert len(report["categories"]) == MOST_CATEGORIES
+    assert len(report["categories"]) == MAX_CATEGORIES
     assert report["categories_left_out"] == 3
 
 

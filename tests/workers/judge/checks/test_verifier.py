@@ -13,7 +13,7 @@ from shared.schemas.judges import VerifierSpec
 from shared.schemas.requests import JudgeItem
 from workers.judge.checks.math_answer import MathAnswers
 from workers.judge.checks.verifier import Verifier
-from workers.judge.kinds import CannotJudge, Place, make_judge
+from workers.judge.kinds import CannotJudge, JudgeContext, make_judge
 
 BULLETS = "Here:\n- one\n* two\n  • three\n-not one\n**bold**"
 NUMBERS = "1. one\n2) two\n 10. ten\n3 apples\n4.5 litres"
@@ -60,7 +60,7 @@ TABLE: list[tuple[str, dict[str, Any], str, str]] = [
 
 @pytest.fixture(scope="module")
 def verifier() -> Verifier:
-    return Verifier(VerifierSpec(), Place(uuid.uuid4()))
+    return Verifier(VerifierSpec(), JudgeContext(uuid.uuid4()))
 
 
 def item(response: str, *checks: dict[str, Any]) -> JudgeItem:
@@ -180,6 +180,6 @@ def test_an_endless_computation_ends_unsatisfied() -> None:
 
 
 def test_registry() -> None:
-    judge = make_judge(VerifierSpec(), Place(uuid.uuid4()))
+    judge = make_judge(VerifierSpec(), JudgeContext(uuid.uuid4()))
     assert isinstance(judge, Verifier)
     assert judge.name == "verifier/1"

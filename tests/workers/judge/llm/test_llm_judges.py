@@ -27,7 +27,7 @@ from shared.schemas.requests import JudgeItem
 from shared.vllm.answers import EngineFailed
 from tests.support.judge_server import JudgeServer, Messages, Reply, running
 from tests.support.scripted_engine import serving
-from workers.judge.kinds import Judge, Place, make_judge
+from workers.judge.kinds import Judge, JudgeContext, make_judge
 from workers.judge.llm import remote
 from workers.judge.llm.remote import Pace
 from workers.leases import StageError
@@ -52,7 +52,7 @@ def judging(script: Script, spec: Mapping[str, object]) -> Iterator[tuple[Judge,
     with running(server) as url:
         if spec["kind"] == "openai":
             spec = {**spec, "base_url": f"{url}/v1"}
-        yield make_judge(judge_spec(spec), Place(a_job(judge_spec(spec)), url)), server
+        yield make_judge(judge_spec(spec), JudgeContext(a_job(judge_spec(spec)), url)), server
 
 
 def a_job(spec: AnySpec) -> uuid.UUID:
@@ -268,7 +268,7 @@ class TestRemote:
 
     def test_another_address_is_not_called(self) -> None:
         spec = judge_spec({**REMOTE, "pointwise": {}, "base_url": "http://169.254.169.254/v1"})
-        judge = make_judge(spec, Place(uuid.uuid4()))
+        judge = make_judge(spec, JudgeContext(uuid.uuid4()))
         with pytest.raises(StageError, match="FORETHOUGHT_JUDGE_ADDRESSES"):
             judge.score([item("a")])
 
@@ -280,7 +280,7 @@ class TestRemote:
             address = os.environ["FORETHOUGHT_JUDGE_ADDRESSES"].split()[1].partition("=")[0]
             parts = [{"judge": {**spec, "base_url": address}} for spec in both]
             spec = judge_spec({"kind": "mixture", "judges": parts})
-            make_judge(spec, Place(a_job(judge_spec(both[0])))).score([item("a")])
+            make_judge(spec, JudgeContext(a_job(judge_spec(both[0])))).score([item("a")])
         assert [asked["model"] for asked in server.asked] == ["one", "two"]
 
     def test_a_retry_logs_nothing_that_was_asked(self, capfd: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from shared.settings import Settings
 from tests.support import reward_models, tiny_model
 from workers.generate.prompts import ShardPrompt
 from workers.judge import items as judge_items
-from workers.judge.kinds import CannotJudge, Place, make_judge
+from workers.judge.kinds import CannotJudge, JudgeContext, make_judge
 from workers.judge.reward import model as reward_model
 from workers.judge.reward import runners as reward_runners
 from workers.judge.reward import source as reward_source
@@ -61,7 +61,7 @@ def spec_of(folder: Path | str, **fields: Any) -> RewardModelSpec:
 
 
 def judge_of(folder: Path | str, **fields: Any) -> RewardModel:
-    return RewardModel(spec_of(folder, **fields), Place(uuid.uuid4()))
+    return RewardModel(spec_of(folder, **fields), JudgeContext(uuid.uuid4()))
 
 
 def items(*responses: str) -> list[JudgeItem]:
@@ -207,7 +207,7 @@ def test_the_model_is_loaded_once_and_only_when_needed(folder: Path) -> None:
 
 
 def test_lineage(folder: Path) -> None:
-    judge = make_judge(spec_of(folder), Place(uuid.uuid4()))
+    judge = make_judge(spec_of(folder), JudgeContext(uuid.uuid4()))
     judge.score(items("x"))
     versions = judge.versions()
     assert versions.pop("runner").startswith("transformers ")
