@@ -14,6 +14,7 @@ from shared.thinking.formats import Marks
 from shared.thinking.generation import respond_seed
 from shared.thinking.thoughts import Thought
 from shared.vllm.answers import Choice
+from shared.vllm.sampling import SamplingParams
 
 MAX_SPACES = 4
 """How often the engine is asked to go on where a stop string fires before the first word."""
@@ -52,10 +53,10 @@ class SecondPhase:
         """At most `budget` tokens that continue the prompt, which ends with the thought. White
         space there belongs to neither thought nor answer, so a stop string that fires in it does
         not end the answer."""
-        sampling, said = await self._sampling(seed), False
+        params, said = await self._sampling(seed, budget), False
         for attempt in range(MAX_SPACES):
             written, fired = 0, False
-            drawn = self._drawn(list(prompt), sampling | {"max_tokens": budget})
+            drawn = self._drawn(list(prompt), replace(params, max_tokens=budget))
             async with aclosing(drawn) as pieces:
                 async for piece in pieces:
                     prompt += piece.token_ids
@@ -68,27 +69,29 @@ class SecondPhase:
             if not fired:
                 return
 
-    async def _sampling(self, seed: int) -> dict[str, Any]:
+    async def _sampling(self, seed: int, budget: int) -> SamplingParams:
         request = self.request
-        return {
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "seed": respond_seed(seed) if self.served.model.format.thinks else seed,
+        return SamplingParams(
+            max_tokens=budget,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=respond_seed(seed) if self.served.model.format.thinks else seed,
             # Until there are so many, vLLM looks for no stop string.
-            "min_tokens": 0 if request.stops else 1,
-            "stop": request.stops,
-            "include_stop_str_in_output": False,
-            "skip_special_tokens": not await self._must_see_special_tokens(),
-            "frequency_penalty": request.frequency_penalty,
-            "presence_penalty": request.presence_penalty,
-            **self._constraints(),
-        }
+            min_tokens=0 if request.stops else 1,
+            stop=request.stops,
+            skip_special_tokens=not await self._must_see_special_tokens(),
+            frequency_penalty=request.frequency_penalty,
+            presence_penalty=request.presence_penalty,
+            logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            logit_bias=request.logit_bias or None,
+            response_format=self._response_format(),
+        )
 
-    async def _drawn(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Choice]:
+    async def _drawn(self, prompt: list[int], params: SamplingParams) -> AsyncGenerator[Choice]:
         """Of one request to the engine. What began on one model is not continued on another."""
         CACHE.check_still(self.served)
         begun = False
-        async with aclosing(self._asked(prompt, sampling)) as pieces:
+        async with aclosing(self._asked(prompt, params)) as pieces:
             async for piece in pieces:
                 # Not before: the request may have been late at the engine.
                 if not begun and not CACHE.is_sure(self.served):
@@ -96,13 +99,13 @@ class SecondPhase:
                 begun = True
                 yield piece
 
-    async def _asked(self, prompt: list[int], sampling: dict[str, Any]) -> AsyncGenerator[Choice]:
+    async def _asked(self, prompt: list[int], params: SamplingParams) -> AsyncGenerator[Choice]:
         engine = self.served.engine
         if not self.request.stream:
-            [whole] = await engine.complete(prompt, **sampling)
+            [whole] = await engine.complete(prompt, params)
             yield whole
             return
-        async with engine.stream(prompt, **sampling) as pieces:
+        async with engine.stream(prompt, params) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -115,19 +118,10 @@ class SecondPhase:
         looked_for = {m for m in (*chain(*self._marks), self._cut_before) if m}
         return any([len(await tokenize(m)) == 1 for m in sorted(looked_for)])
 
-    def _constraints(self) -> dict[str, Any]:
+    def _response_format(self) -> dict[str, Any] | None:
         request = self.request
-        fields: dict[str, Any] = {}
-        if request.logprobs:
-            fields["logprobs"] = request.top_logprobs or 0
-        if request.logit_bias:
-            fields["logit_bias"] = request.logit_bias
         if tools := request.callable_tools:
-            fields["response_format"] = grammar(
-                tools, required=request.must_call, parallel=request.parallel_tool_calls
-            )
-        elif request.response_format.type != "text":
-            fields["response_format"] = request.response_format.model_dump(
-                by_alias=True, exclude_none=True
-            )
-        return fields
+            return grammar(tools, required=request.must_call, parallel=request.parallel_tool_calls)
+        if request.response_format.type != "text":
+            return request.response_format.model_dump(by_alias=True, exclude_none=True)
+        return None

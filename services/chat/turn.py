@@ -8,7 +8,6 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
 
 from services.chat import metrics
 from services.chat.answer import AnswerReader, Piece
@@ -22,6 +21,7 @@ from shared.thinking.generation import SEEDS, render_and_think, think
 from shared.thinking.sampling import GREEDY_BELOW
 from shared.thinking.thoughts import Thought
 from shared.vllm.answers import EngineFailed, EngineRefused
+from shared.vllm.sampling import SamplingParams
 
 
 @dataclass
@@ -103,10 +103,10 @@ class Turn:
     async def _render_and_think(self) -> None:
         """Leaves undone what does not succeed in one request, and is to be done in two."""
         fmt, messages = self.served.model.format, self.conversation.messages
-        sampling = self._sampling(self._thought_budget(self.conversation.longest))
+        params = self._sampling(self._thought_budget(self.conversation.longest))
         try:
             self.prompt_ids, thoughts = await render_and_think(
-                self.served.engine, messages, fmt, **sampling
+                self.served.engine, messages, fmt, params
             )
         except EngineRefused:
             return
@@ -117,18 +117,18 @@ class Turn:
     async def _think(self) -> None:
         fmt = self.served.model.format
         room = self.room - len(fmt.prefix.encode())  # no token has less than a byte
-        sampling = self._sampling(self._thought_budget(room))
-        self.thoughts = await think(self.served.engine, self.prompt_ids, fmt, **sampling)
+        params = self._sampling(self._thought_budget(room))
+        self.thoughts = await think(self.served.engine, self.prompt_ids, fmt, params)
 
-    def _sampling(self, budget: int) -> dict[str, Any]:
-        """Of phase 1. Of greedy thoughts, which are all alike, vLLM draws only one."""
-        return {
-            "n": 1 if self.request.temperature < GREEDY_BELOW else self.request.n,
-            "max_tokens": budget,
-            "temperature": self.request.temperature,
-            "top_p": self.request.top_p,
-            "seed": self.seed,
-        }
+    def _sampling(self, budget: int) -> SamplingParams:
+        """The sampling of phase 1. Greedy thoughts are all equal, and vLLM draws only one."""
+        return SamplingParams(
+            n=1 if self.request.temperature < GREEDY_BELOW else self.request.n,
+            max_tokens=budget,
+            temperature=self.request.temperature,
+            top_p=self.request.top_p,
+            seed=self.seed,
+        )
 
     async def answer(self, choice: int) -> AsyncGenerator[Piece]:
         """Phase 2 of one choice, behind its thought."""

@@ -14,7 +14,7 @@ do not depend on what else is in a batch; vLLM's do, slightly.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from shared.thinking.formats import ThoughtFormat
@@ -22,6 +22,7 @@ from shared.thinking.sampling import Sampling
 from shared.thinking.thoughts import REPLACEMENT, Thought, Vocabulary, close
 from shared.vllm.answers import Choice
 from shared.vllm.client import gather_or_cancel
+from shared.vllm.sampling import SamplingParams
 
 Split = Callable[[Sequence[int], str, int], int]
 """(token ids, their text, an offset in it) -> how many first tokens cover the text up to there."""
@@ -34,21 +35,10 @@ which a template begins the model's turn, alike in all prompts; the last hold an
 class Engine(Vocabulary, Protocol):
     """The part of `EngineClient` that generation needs."""
 
-    async def complete(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        max_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int | None,
-        n: int = 1,
-        stop: Sequence[str] = (),
-        **more: Any,
-    ) -> list[Choice]: ...
+    async def complete(self, prompt_ids: Sequence[int], params: SamplingParams) -> list[Choice]: ...
 
     async def complete_chat(
-        self, messages: Sequence[Mapping[str, Any]], **sampling: Any
+        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams
     ) -> tuple[list[int], list[Choice]]: ...
 
     async def max_model_len(self) -> int: ...
@@ -88,50 +78,41 @@ async def think_then_respond(
 
 
 async def think(
-    engine: Engine,
-    prompt_ids: Sequence[int],
-    fmt: ThoughtFormat,
-    *,
-    n: int,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
+    engine: Engine, prompt_ids: Sequence[int], fmt: ThoughtFormat, params: SamplingParams
 ) -> list[Thought]:
-    """Phase 1: `n` closed thoughts. With a budget of 0 each is just the marker."""
+    """Phase 1: `params.n` closed thoughts. With a budget of 0 tokens each is just the marker."""
     prefix, prefix_ids = await _prefix(engine, prompt_ids, fmt)
-    if max_tokens > 0:
-        choices = await engine.complete(
-            [*prompt_ids, *prefix_ids],
-            n=n,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            **_of_thoughts(fmt),
-        )
+    if params.max_tokens > 0:
+        choices = await engine.complete([*prompt_ids, *prefix_ids], _until_marker(params, fmt))
     else:
-        choices = [Choice("", [], "length", None)] * n
+        choices = [Choice("", [], "length", None)] * params.n
     closed = [await close(engine, choice, fmt.response_marker) for choice in choices]
     return [Thought([*prefix_ids, *t.ids], prefix + t.text, t.tokens, t.forced) for t in closed]
 
 
 async def render_and_think(
-    engine: Engine, messages: Sequence[Mapping[str, Any]], fmt: ThoughtFormat, **sampling: Any
+    engine: Engine,
+    messages: Sequence[Mapping[str, Any]],
+    fmt: ThoughtFormat,
+    params: SamplingParams,
 ) -> tuple[list[int], list[Thought]]:
-    """The prompt's ids, and what `think` with this `sampling` would write behind them: one request
+    """The prompt's ids, and what `think` with these `params` would write behind them: one request
     in place of two. For formats without a prefix only, and budgets above 0.
 
     Raises:
         EngineRefused: also where the engine cannot do both at once.
     """
-    prompt_ids, choices = await engine.complete_chat(messages, **sampling, **_of_thoughts(fmt))
+    prompt_ids, choices = await engine.complete_chat(messages, _until_marker(params, fmt))
     return prompt_ids, [await close(engine, c, fmt.response_marker) for c in choices]
 
 
-def _of_thoughts(fmt: ThoughtFormat) -> dict[str, Any]:
-    """How phase 1 ends; a marker that is a special token must be seen to be matched."""
-    return {"stop": [fmt.response_marker], "skip_special_tokens": False}
+def _until_marker(params: SamplingParams, fmt: ThoughtFormat) -> SamplingParams:
+    return replace(
+        params,
+        stop=[fmt.response_marker],
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,  # a marker may be a special token, and must be seen to match
+    )
 
 
 def respond_seed(seed: int) -> int:
@@ -142,16 +123,15 @@ def respond_seed(seed: int) -> int:
 async def _two_phases(
     engine: Engine, prompt_ids: Sequence[int], fmt: ThoughtFormat, sampling: Sampling, seed: int
 ) -> list[Output]:
-    thoughts = await think(
-        engine,
-        prompt_ids,
-        fmt,
+    params = SamplingParams(
         n=sampling.samples,
         max_tokens=sampling.max_thought_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=seed,
+        skip_special_tokens=False,
     )
+    thoughts = await think(engine, prompt_ids, fmt, params)
     longest = await engine.max_model_len()
 
     async def finish(k: int, thought: Thought) -> Output:
@@ -159,17 +139,15 @@ async def _two_phases(
         budget = min(sampling.max_response_tokens, longest - len(ids))
         response = Choice("", [], "length", None)
         if budget > 0:
-            [response] = await engine.complete(
-                ids,
+            second = replace(
+                params,
+                n=1,
                 max_tokens=budget,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
                 seed=respond_seed(seed + k),
                 # A small model often ends its turn at a marker that it did not write itself.
                 min_tokens=int(thought.forced),
-                # As in phase 1: the text is what was generated, but for the model's own end.
-                skip_special_tokens=False,
             )
+            [response] = await engine.complete(ids, second)
         text = thought.text + response.text
         return Output(
             text=text,
@@ -195,8 +173,7 @@ async def _one_pass(
 ) -> list[Output]:
     prefix, prefix_ids = await _prefix(engine, prompt_ids, fmt)
     budget = sampling.max_response_tokens + (sampling.max_thought_tokens if fmt.thinks else 0)
-    choices = await engine.complete(
-        [*prompt_ids, *prefix_ids],
+    params = SamplingParams(
         n=sampling.samples,
         max_tokens=budget,
         temperature=sampling.temperature,
@@ -205,6 +182,7 @@ async def _one_pass(
         # A native format's marker may be a special token, and must be seen to be matched.
         skip_special_tokens=not fmt.thinks,
     )
+    choices = await engine.complete([*prompt_ids, *prefix_ids], params)
     outputs = []
     for k, choice in enumerate(choices):
         thought_tokens = _thought_tokens(choice, fmt, split)

@@ -21,6 +21,7 @@ from shared.vllm.answers import (
     has_ids,
     pieces,
 )
+from shared.vllm.sampling import SamplingParams
 
 CONNECT_SECONDS = 5.0
 CALL_SECONDS = 60.0
@@ -71,46 +72,21 @@ class EngineClient:
     async def aclose(self) -> None:
         await self._http.close()
 
-    async def complete(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        max_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int | None,
-        n: int = 1,
-        stop: Sequence[str] = (),
-        **more: Any,
-    ) -> list[Choice]:
-        """`n` samples that continue `prompt_ids`, in order of their index.
-
-        A stop string is included in the text. vLLM gives sample k the seed `seed + k`. `more`
-        are further fields of vLLM's request, such as `skip_special_tokens`.
-        """
-        body = _samples(
-            n=n,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            **more,
-        )
-        body["prompt"] = list(prompt_ids)
+    async def complete(self, prompt_ids: Sequence[int], params: SamplingParams) -> list[Choice]:
+        """`params.n` samples that continue `prompt_ids`, in order of their index."""
+        body = {"prompt": list(prompt_ids), **params.body()}
         return choices(await self._post("/v1/completions", body, GENERATION_SECONDS))
 
     async def complete_chat(
-        self, messages: Sequence[Mapping[str, Any]], **sampling: Any
+        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams
     ) -> tuple[list[int], list[Choice]]:
         """`render` and `complete` in one request: ids of the prompt, and samples that continue it.
-        `sampling` is that of `complete`.
 
         Raises:
             EngineRefused: also where the engine does not tell ids in chat.
         """
         if self._chats_with_ids:
-            body = {"messages": list(messages), **_samples(**sampling)}
+            body = {"messages": list(messages), **params.body()}
             answer = await self._post("/v1/chat/completions", body, GENERATION_SECONDS)
             if has_ids(answer):
                 return answer["prompt_token_ids"], choices(answer)
@@ -119,27 +95,11 @@ class EngineClient:
 
     @asynccontextmanager
     async def stream(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        max_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int | None,
-        **more: Any,
+        self, prompt_ids: Sequence[int], params: SamplingParams
     ) -> AsyncIterator[AsyncIterator[Choice]]:
         """One sample, piece by piece: what arrives together is one piece. Leaving the block early
         aborts it in the engine."""
-        body = {
-            "prompt": list(prompt_ids),
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "seed": seed,
-            "return_token_ids": True,
-            "stream": True,
-            **more,
-        }
+        body = {"prompt": list(prompt_ids), "stream": True, **params.body()}
         with engine_errors():
             async with self._http.post(
                 "/v1/completions",
@@ -216,17 +176,6 @@ class EngineClient:
         if not response.ok:
             raise error_of(response.status, content)
         return orjson.loads(content)
-
-
-def _samples(*, n: int = 1, stop: Sequence[str] = (), **fields: Any) -> dict[str, Any]:
-    """What a request for whole samples says of them, to either of the engine's routes."""
-    return {
-        "n": n,
-        "stop": list(stop),
-        "include_stop_str_in_output": bool(stop),
-        "return_token_ids": True,
-        **fields,
-    }
 
 
 def _timeout(seconds: float) -> aiohttp.ClientTimeout:

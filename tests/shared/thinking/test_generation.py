@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +14,7 @@ from shared.thinking.sampling import Sampling
 from shared.thinking.thoughts import overhang
 from shared.vllm.answers import EngineAway, EngineFailed, EngineRefused
 from shared.vllm.client import EngineClient
+from shared.vllm.sampling import SamplingParams
 from tests.support import tiny_model
 from tests.support.engine_scripts import Play, Script
 from tests.support.scripted_engine import ScriptedEngine, running
@@ -24,7 +24,7 @@ MARKED = ThoughtFormat(name="marked", response_marker="<R>")
 TEXTS = st.text("<R>ab \n\té思", max_size=12)
 MESSAGE = {"role": "user", "content": "Why?"}
 Run = Callable[..., list[Output]]
-ONE: dict[str, Any] = {"n": 1, "max_tokens": 9, "temperature": 1.0, "top_p": 1.0, "seed": 1}
+ONE = SamplingParams(max_tokens=9, temperature=1.0, top_p=1.0, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +180,9 @@ def test_what_a_prompt_ends_in_is_seen_and_remembered(
     async def texts() -> list[str]:
         async with EngineClient(url) as client:
             first, second = [await client.tokenize(text + end) for text in ("Oh. ", "So. ")]
-            thoughts = await think(client, first, fmt, **ONE)
+            thoughts = await think(client, first, fmt, ONE)
             engine.paths.clear()
-            thoughts += await think(client, second, fmt, **ONE)
+            thoughts += await think(client, second, fmt, ONE)
             return [thought.text for thought in thoughts]
 
     is_begun = begun.rstrip().endswith(marker)
