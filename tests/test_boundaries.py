@@ -12,6 +12,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "pandas"}
 @pytest.mark.parametrize(
     "module",
     [
+        "services.chat.app",
         "services.coordinator.app",
         "services.coordinator.loop",
         "services.generate.app",

@@ -23,6 +23,7 @@ from tests.deploy.manifests import (
     compose,
     container,
     dockerfile,
+    name_of,
     of_kind,
     overlay,
     pods,
@@ -30,8 +31,11 @@ from tests.deploy.manifests import (
 
 OTHERS = {"postgres", "valkey", "prometheus", "grafana"}
 """Images that are not ours."""
-SERVICES = {f"services.{name}.app" for name in ("coordinator", "generate", "judge", "train")}
-PROCESSES = SERVICES | {
+CHAT = "services.chat.app"
+"""Runs by itself in the overlay for several nodes; elsewhere the coordinator alone serves chat."""
+EVERYWHERE = {f"services.{name}.app" for name in ("coordinator", "generate", "judge", "train")}
+SERVICES = EVERYWHERE | {CHAT}
+PROCESSES = EVERYWHERE | {
     "services.coordinator.loop", "shared.db.migrate", "workers.tasks", "workers.engine.inference",
 }  # fmt: skip
 SETTINGS = {f"FORETHOUGHT_{name.upper()}": field for name, field in Settings.model_fields.items()}
@@ -91,11 +95,12 @@ def target(found: Object) -> str:
     return str(found["image"]).removeprefix("forethought-").split(":")[0]
 
 
-@EACH
-def test_every_process_is_there(containers: dict[str, Object]) -> None:
-    assert {module(found) for found in containers.values()} == PROCESSES
-    for name in PROCESSES:
-        assert importlib.util.find_spec(name) is not None
+@pytest.mark.parametrize(("name", "containers"), list(deployments()))
+def test_every_process_is_there(name: str, containers: dict[str, Object]) -> None:
+    by_itself = {CHAT} if name == "k8s multi-node" else set()
+    assert {module(found) for found in containers.values()} == PROCESSES | by_itself
+    for process in PROCESSES | by_itself:
+        assert importlib.util.find_spec(process) is not None
 
 
 @EACH
@@ -304,15 +309,21 @@ def test_probes_ask_what_services_answer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_the_coordinator_alone_gets_requests_without_the_database(name: str) -> None:
-    asked = {
-        pod: found["readinessProbe"]["httpGet"]["path"]
-        for pod, found in in_overlay(name).items()
-        if module(found) in SERVICES
+def test_what_serves_chat_alone_gets_requests_without_the_database(name: str) -> None:
+    for pod, found in in_overlay(name).items():
+        if module(found) in SERVICES:
+            serves_chat = pod in ("coordinator", "chat")
+            path = "/healthz" if serves_chat else "/readyz"
+            assert found["readinessProbe"]["httpGet"]["path"] == path, pod
+
+
+def test_chat_by_itself_has_replicas_over_several_engines() -> None:
+    replicas = {
+        name_of(found): found["spec"].get("replicas")
+        for found in of_kind(overlay("multi-node"), "Deployment")
     }
-    assert asked == {
-        "coordinator": "/healthz", "generate": "/readyz", "judge": "/readyz", "train": "/readyz",
-    }  # fmt: skip
+    assert replicas["chat"] > 1
+    assert replicas["inference"] > 1
 
 
 def _routes(app: FastAPI) -> Iterator[Route]:

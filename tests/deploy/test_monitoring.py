@@ -26,7 +26,7 @@ from tests.deploy.manifests import (
     overlay,
     pods,
 )
-from tests.deploy.test_agreement import PORT, SERVICES, module
+from tests.deploy.test_agreement import PORT, SERVICES, in_overlay, module
 from tests.deploy.test_network import chosen
 from workers.engine import metrics as engine_metrics
 
@@ -159,6 +159,11 @@ def test_grafana_takes_no_password_and_changes_nothing() -> None:
     assert not [name for name in environment if "PASSWORD" in name]
 
 
+def services_in(name: str) -> list[str]:
+    """Pods of an overlay that have an API."""
+    return [pod for pod, found in in_overlay(name).items() if module(found) in SERVICES]
+
+
 @pytest.mark.parametrize("name", OVERLAYS)
 class TestMonitors:
     def test_every_service_is_found_by_its_port(self, name: str) -> None:
@@ -170,7 +175,7 @@ class TestMonitors:
             if chosen(spec["selector"], service["metadata"].get("labels", {}))
         }
         (endpoint,) = spec["endpoints"]
-        assert found == {name.split(".")[1]: [endpoint["port"]] for name in SERVICES}
+        assert found == {pod: [endpoint["port"]] for pod in services_in(name)}
 
     def test_every_owner_of_an_engine_is_found_by_its_port(self, name: str) -> None:
         (monitor,) = of_kind(monitoring(), "PodMonitor")
@@ -193,7 +198,7 @@ class TestMonitors:
                 if chosen(policy["spec"]["podSelector"], found["metadata"]["labels"]):
                     let_in[pod] = [port["port"] for port in rule["ports"]]
         assert let_in == {
-            **{service.split(".")[1]: [PORT] for service in SERVICES},
+            **{service: [PORT] for service in services_in(name)},
             **{pod: [METRICS_PORT] for pod in pods(overlay(name)) if pod.startswith(ENGINES)},
         }
 

@@ -9,6 +9,7 @@ from shared.settings import Settings
 from tests.deploy.manifests import OVERLAYS, Object, compose, name_of, of_kind, overlay, pods
 
 SERVICES = {"generate", "judge", "train"}
+SERVES_CHAT = {"coordinator", "chat"}
 INFERENCE = ("inference", "inference-cpu")
 PG, VALKEY, HTTP = 5432, 6379, 8000
 ENGINE = Settings.model_construct().inference_engine_port
@@ -52,8 +53,21 @@ def test_pods_reach_what_they_need_and_nothing_else(name: str) -> None:
         *((pod, "postgres", PG) for pod in ours),
         *((pod, "valkey", VALKEY) for pod in ours),
         *((pod, service, HTTP) for pod in ("coordinator", "loop") for service in SERVICES),
-        ("coordinator", "inference", ENGINE),
+        *((pod, "inference", ENGINE) for pod in SERVES_CHAT & ours),
     }
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_clients_reach_what_serves_chat_and_nothing_else(name: str) -> None:
+    public = {
+        pod
+        for policy in of_kind(overlay(name), "NetworkPolicy")
+        for rule in policy["spec"].get("ingress", [])
+        if {"namespaceSelector": {"matchLabels": {"forethought/clients": "true"}}} in rule["from"]
+        for pod, found in pods(overlay(name)).items()
+        if chosen(policy["spec"]["podSelector"], found["metadata"]["labels"])
+    }
+    assert public == SERVES_CHAT & pods(overlay(name)).keys()
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
