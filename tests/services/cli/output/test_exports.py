@@ -57,8 +57,8 @@ def iteration(clean_database: Engine, redis_url: str, monkeypatch: pytest.Monkey
         return Client("http://testserver", key, transport=httpx2.MockTransport(answer))
 
     monkeypatch.setenv("FORETHOUGHT_API_KEY", access.SERVICE_KEY)
-    for module in ("report_command", "export_commands"):
-        monkeypatch.setattr(f"services.cli.{module}.connect", connected)
+    for module in ("report", "export"):
+        monkeypatch.setattr(f"services.cli.commands.{module}.connect", connected)
     monkeypatch.setattr(cli_client, "PAGE_ROWS", 2)
     with transaction() as session:
         seed, dataset = factories.model(session), factories.dataset(session, 2, 3)
