@@ -4,9 +4,10 @@ Answers are made of `ResponseModel`. The docstring of a field is its description
 """
 
 import math
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, HttpUrl, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, HttpUrl, field_validator
 
 MAX_DEPTH = 100
 
@@ -24,9 +25,18 @@ class RequestModel(BaseModel):
 
 
 class ResponseModel(BaseModel):
-    """What is read from the record."""
+    """Base class of answers. `model_validate(row)` makes one from a database row's attributes."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, from_attributes=True)
+
+
+def _unix(moment: Any) -> Any:
+    return int(moment.timestamp()) if isinstance(moment, datetime) else moment
+
+
+Unix = Annotated[int, BeforeValidator(_unix)]
+"""Seconds since 1970, as OpenAI writes times; made from a `datetime`. For a column that may be NULL
+write `Unix | None`."""
 
 
 def checked(value: Any, *, allows_nul: bool) -> Any:

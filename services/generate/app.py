@@ -27,7 +27,7 @@ from shared.web.job_routes import (
     resume_router,
     submitted,
 )
-from shared.web.paging import Limit, Page, page_by_number
+from shared.web.paging import Limit, Page, paginate_by_id
 from shared.web.session import SessionDep
 
 router = APIRouter(tags=["generate"])
@@ -127,7 +127,7 @@ def list_completions(
         )
 
     query = select(Completion).where(Completion.job_id == job.id)
-    return page_by_number(session, query, Completion, after, limit, read)
+    return paginate_by_id(session, query, Completion, after, limit, read)
 
 
 app = create_app("generate", router, jobs_router(JobKind.generate), resume_router(JobKind.generate))

@@ -28,7 +28,7 @@ from shared.web.job_routes import (
     resume_router,
     submitted,
 )
-from shared.web.paging import Limit, Page, page_by_number
+from shared.web.paging import Limit, Page, paginate_by_id
 from shared.web.session import SessionDep
 
 router = APIRouter(tags=["judge"])
@@ -149,7 +149,7 @@ def list_judgments(
 ) -> Page[JudgmentRead]:
     job = find_job(session, job_id, (JobKind.judge,))
     query = select(Judgment).where(Judgment.job_id == job.id)
-    return page_by_number(
+    return paginate_by_id(
         session,
         query,
         Judgment,

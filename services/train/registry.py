@@ -21,7 +21,7 @@ from shared.registry.models import find, pruned, ref, resolve
 from shared.schemas.requests import Effort, ModelRegistration, Name, Promotion
 from shared.thinking.formats import ThoughtFormat
 from shared.web.idempotency import OnceDep
-from shared.web.paging import Limit, Page, page, unix
+from shared.web.paging import Limit, Page, paginate, unix
 from shared.web.session import SessionDep
 
 router = APIRouter(tags=["models"])
@@ -140,7 +140,7 @@ def list_models(
     query = select(Model)
     if not checkpoints:
         query = query.where(Model.name.is_not(None))
-    return page(session, query, Model, after, limit, lambda m: read_model(session, m))
+    return paginate(session, query, Model, after, limit, lambda m: read_model(session, m))
 
 
 @router.get("/models/{reference}")

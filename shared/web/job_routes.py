@@ -18,7 +18,7 @@ from shared.errors import NotFound
 from shared.jobs import lifecycle as jobs
 from shared.jobs import recovery
 from shared.jobs.broker import send_after_commit
-from shared.web.paging import Limit, Page, page, unix
+from shared.web.paging import Limit, Page, paginate, unix
 from shared.web.session import SessionDep
 
 
@@ -130,7 +130,7 @@ def jobs_router(*kinds: JobKind) -> APIRouter:
         query: Select[Job] = select(Job).where(Job.kind.in_(kinds))
         if status is not None:
             query = query.where(Job.status == status)
-        return page(session, query, Job, after, limit, lambda job: read_job(session, job))
+        return paginate(session, query, Job, after, limit, lambda job: read_job(session, job))
 
     @router.get("/jobs/{job_id}")
     def get_job(job_id: uuid.UUID, session: SessionDep) -> JobRead:

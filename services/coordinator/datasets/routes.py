@@ -25,7 +25,7 @@ from shared.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from shared.schemas.requests import InlinePrompt, Name
 from shared.settings import get_settings
 from shared.web.idempotency import Once, OnceDep
-from shared.web.paging import Limit, Page, page, unix
+from shared.web.paging import Limit, Page, paginate, unix
 from shared.web.session import SessionDep
 
 router = APIRouter(tags=["datasets"])
@@ -134,7 +134,7 @@ def _kept(lines: Iterable[PromptLine]) -> Iterator[Iterator[PromptLine]]:
 def list_datasets(
     session: SessionDep, after: uuid.UUID | None = None, limit: Limit = 20
 ) -> Page[DatasetRead]:
-    return page(session, select(Dataset), Dataset, after, limit, lambda d: read(session, d))
+    return paginate(session, select(Dataset), Dataset, after, limit, lambda d: read(session, d))
 
 
 @router.get("/datasets/{name}")

@@ -16,7 +16,7 @@ from shared.base import ResponseModel
 from shared.db.engine import transaction
 from shared.db.tables import Event
 from shared.errors import InvalidRequest
-from shared.web.paging import Limit, Page, page_by_number, unix
+from shared.web.paging import Limit, Page, paginate_by_id, unix
 from shared.web.session import SessionDep
 
 router = APIRouter(tags=["iterations"])
@@ -64,7 +64,7 @@ def list_events(
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
     query = select(Event).where(Event.iteration_id == iteration_id)
-    return page_by_number(session, query, Event, after, limit, _read)
+    return paginate_by_id(session, query, Event, after, limit, _read)
 
 
 def _event_id(header: str) -> int:

@@ -11,7 +11,7 @@ from services.coordinator.iterations.state import format_of, job_id
 from shared.auth.thoughts import MayReadThoughts, shown
 from shared.base import ResponseModel
 from shared.db.tables import Completion, Judgment, Pair, Prompt
-from shared.web.paging import Limit, Page, page_by_number
+from shared.web.paging import Limit, Page, paginate_by_id
 from shared.web.session import SessionDep
 
 router = APIRouter(tags=["iterations"])
@@ -64,7 +64,7 @@ def list_pairs(
             margin=row.margin,
         )
 
-    return page_by_number(session, query, Pair, after, limit, read_pair)
+    return paginate_by_id(session, query, Pair, after, limit, read_pair)
 
 
 class CandidateRead(ResponseModel):
@@ -113,4 +113,4 @@ def list_completions(
             response_tokens=row.response_tokens,
         )
 
-    return page_by_number(session, query, Completion, after, limit, read_candidate)
+    return paginate_by_id(session, query, Completion, after, limit, read_candidate)

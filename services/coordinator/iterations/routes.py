@@ -22,7 +22,7 @@ from shared.db.tables import Iteration, Job, Status
 from shared.errors import Conflict, NotFound
 from shared.schemas.requests import IterationRequest, Resume
 from shared.web.idempotency import OnceDep
-from shared.web.paging import Limit, Page, page, unix
+from shared.web.paging import Limit, Page, paginate, unix
 from shared.web.session import SessionDep
 
 router = APIRouter(tags=["iterations"])
@@ -118,7 +118,7 @@ def list_iterations(
         query = query.where(Iteration.run_id == run_id)
     if status is not None:
         query = query.where(Iteration.status == status)
-    return page(session, query, Iteration, after, limit, lambda row: read(session, row))
+    return paginate(session, query, Iteration, after, limit, lambda row: read(session, row))
 
 
 @router.get("/iterations/{iteration_id}")

@@ -13,7 +13,7 @@ from shared.base import ResponseModel
 from shared.db.tables import Completion, Evaluation, Iteration, Prompt
 from shared.errors import Conflict, Gone
 from shared.thinking.answer_filter import visible
-from shared.web.paging import Limit, Page, page_by_number
+from shared.web.paging import Limit, Page, paginate_by_id
 from shared.web.session import SessionDep
 
 router = APIRouter(tags=["iterations"])
@@ -58,7 +58,7 @@ def list_answers(
             response_tokens=row.response_tokens,
         )
 
-    return page_by_number(session, query, Completion, after, limit, read)
+    return paginate_by_id(session, query, Completion, after, limit, read)
 
 
 def _evaluation(session: Session, iteration: Iteration, whose: Whose) -> Evaluation:

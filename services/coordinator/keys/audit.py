@@ -6,9 +6,9 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from sqlalchemy import select
 
-from shared.base import ResponseModel
+from shared.base import ResponseModel, Unix
 from shared.db.tables import ApiKey, AuditEvent
-from shared.web.paging import Limit, Page, page_by_number, unix
+from shared.web.paging import Limit, Page, paginate_by_id
 from shared.web.session import SessionDep
 
 router = APIRouter(tags=["keys"])
@@ -19,12 +19,12 @@ class AuditRead(ResponseModel):
     object: Literal["audit_event"] = "audit_event"
     key_id: uuid.UUID | None
     """None: the platform itself, or who has the service key."""
-    key_name: str | None
+    key_name: str | None = None
     action: str
     subject: str
     data: dict[str, Any]
     request_id: str | None
-    created_at: int
+    created_at: Unix
 
 
 @router.get("/audit")
@@ -33,17 +33,8 @@ def list_events(
 ) -> Page[AuditRead]:
     """Oldest first, to be read on from where one was."""
     query = select(AuditEvent, ApiKey.name).outerjoin(ApiKey, ApiKey.id == AuditEvent.key_id)
-    return page_by_number(session, query, AuditEvent, after, limit, _read)
+    return paginate_by_id(session, query, AuditEvent, after, limit, _read)
 
 
-def _read(row: AuditEvent, key_name: str | None) -> AuditRead:
-    return AuditRead(
-        id=row.id,
-        key_id=row.key_id,
-        key_name=key_name,
-        action=row.action,
-        subject=row.subject,
-        data=row.data,
-        request_id=row.request_id,
-        created_at=unix(row.created_at),
-    )
+def _read(event: AuditEvent, key_name: str | None) -> AuditRead:
+    return AuditRead.model_validate(event).model_copy(update={"key_name": key_name})

@@ -5,16 +5,16 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from fastapi import APIRouter, Response
-from pydantic import Field
+from pydantic import Field, field_validator
 from sqlalchemy import select
 
 from shared.auth import audit
 from shared.auth.keys import KEY_PREFIX_LENGTH, digest, new_key
-from shared.base import RequestModel, ResponseModel
+from shared.base import RequestModel, ResponseModel, Unix
 from shared.db.tables import ApiKey, Scope
 from shared.errors import NotFound
 from shared.schemas.requests import Name
-from shared.web.paging import Limit, Page, page, unix
+from shared.web.paging import Limit, Page, paginate
 from shared.web.session import SessionDep
 
 router = APIRouter(tags=["keys"])
@@ -35,30 +35,23 @@ class KeyRead(ResponseModel):
     object: Literal["key"] = "key"
     name: str
     prefix: str
-    """How the key begins."""
+    """The first characters of the key, by which its owner knows it."""
     scopes: list[Scope]
     requests_per_minute: int | None
     concurrent_requests: int | None
-    created_at: int
-    revoked_at: int | None
+    created_at: Unix
+    revoked_at: Unix | None
+
+    @field_validator("scopes", mode="before")
+    @classmethod
+    def _known(cls, scopes: list[str]) -> list[Scope]:
+        # A later version may have written a scope that this one does not know.
+        return [scope for scope in Scope if scope in scopes]
 
 
 class KeyCreated(KeyRead):
     key: str
     """Shown this once: only its hash is kept."""
-
-
-def _read(row: ApiKey) -> KeyRead:
-    return KeyRead(
-        id=row.id,
-        name=row.name,
-        prefix=row.prefix,
-        scopes=[scope for scope in Scope if scope in row.scopes],
-        requests_per_minute=row.requests_per_minute,
-        concurrent_requests=row.concurrent_requests,
-        created_at=unix(row.created_at),
-        revoked_at=unix(row.revoked_at),
-    )
 
 
 @router.post("/keys", status_code=201)
@@ -77,7 +70,7 @@ def create(request: KeyRequest, session: SessionDep, response: Response) -> KeyC
     session.flush()
     audit.record(session, "key.create", row.id, name=row.name, scopes=row.scopes)
     response.headers["Cache-Control"] = "no-store"
-    return KeyCreated(**_read(row).model_dump(), key=key)
+    return KeyCreated(**KeyRead.model_validate(row).model_dump(), key=key)
 
 
 @router.get("/keys")
@@ -85,7 +78,7 @@ def list_keys(
     session: SessionDep, after: uuid.UUID | None = None, limit: Limit = 100
 ) -> Page[KeyRead]:
     """All keys, those revoked as well; what a key is, none of them says."""
-    return page(session, select(ApiKey), ApiKey, after, limit, _read)
+    return paginate(session, select(ApiKey), ApiKey, after, limit, KeyRead.model_validate)
 
 
 @router.post("/keys/{key_id}/revoke")
@@ -98,4 +91,4 @@ def revoke(key_id: uuid.UUID, session: SessionDep) -> KeyRead:
         row.revoked_at = datetime.now(UTC)
         audit.record(session, "key.revoke", row.id, name=row.name)
     session.flush()
-    return _read(row)
+    return KeyRead.model_validate(row)
