@@ -24,7 +24,7 @@ from services.cli.machine.valkey import Valkey
 from shared import log
 from shared.db import engine as db
 from shared.db import migrate
-from shared.jobs import lifecycle as jobs
+from shared.jobs import shards
 from shared.settings import get_settings
 from tests.support.access import SERVICE_KEY
 from tests.support.data_servers import empty_tables, serving
@@ -105,7 +105,7 @@ def session(engine: Engine) -> Iterator[Session]:
 @pytest.fixture
 def long_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases that ended are over: the tests' Postgres may have started a moment ago."""
-    monkeypatch.setattr(jobs, "past_grace_period", lambda _lease_seconds: true())
+    monkeypatch.setattr(shards, "past_grace_period", lambda _lease_seconds: true())
 
 
 @pytest.fixture

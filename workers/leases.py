@@ -14,8 +14,16 @@ from sqlalchemy.orm import Session
 from shared import log as logs
 from shared.db.engine import retry_while_db_down, transaction
 from shared.db.tables import Json
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import Claim, LeaseLost
+from shared.jobs.shards import (
+    Claim,
+    LeaseLost,
+    claim_shard,
+    fail_shard,
+    finish_shard,
+    hand_back_shard,
+    renew_lease,
+    reset_attempts,
+)
 from shared.settings import get_settings
 
 log = logging.getLogger(__name__)
@@ -68,7 +76,7 @@ class Leases:
         with self._lock:
             held = [claim.shard_id for claim, _ in self._held.values()]
         with transaction() as session:
-            return jobs.claim(
+            return claim_shard(
                 session,
                 self.job_id,
                 worker=self.worker,
@@ -86,7 +94,7 @@ class Leases:
     def count_anew(self, claim: Claim) -> None:
         """The work is saved up to here: only attempts that get no further count from now on."""
         with suppress(LeaseLost), transaction() as session:
-            jobs.count_anew(session, claim)
+            reset_attempts(session, claim)
 
     def finish(self, claim: Claim, result: Json, write: Callable[[Session], None]) -> None:
         """Commit the rows and the shard in one transaction; `LeaseLost` writes neither."""
@@ -99,14 +107,14 @@ class Leases:
     def _finish(self, claim: Claim, result: Json, write: Callable[[Session], None]) -> None:
         with transaction() as session:
             # The token first: rows of a shard that another has finished would clash with its.
-            jobs.finish(session, claim, result)
+            finish_shard(session, claim, result)
             write(session)
 
     @contextmanager
     def ours(self, claim: Claim) -> Iterator[None]:
         """Nobody else can take the shard inside; raises `LeaseLost` where somebody has."""
         with transaction() as session:
-            jobs.renew(session, claim, lease_seconds=self._settings.lease_seconds)
+            renew_lease(session, claim, lease_seconds=self._settings.lease_seconds)
             yield
 
     @retry_while_db_down
@@ -116,7 +124,7 @@ class Leases:
         # Its code alone: a message may quote a prompt.
         log.warning("shard failed", extra={"code": error.error["code"], "retry": error.retry})
         with suppress(LeaseLost), transaction() as session:
-            jobs.fail(
+            fail_shard(
                 session,
                 claim,
                 error.error,
@@ -129,7 +137,7 @@ class Leases:
         """Queue a shard again with another payload, at the cost of no attempt."""
         self._forget(claim)
         with suppress(LeaseLost), transaction() as session:
-            jobs.hand_back(session, claim, payload)
+            hand_back_shard(session, claim, payload)
 
     def _forget(self, claim: Claim) -> None:
         with self._lock:
@@ -147,7 +155,7 @@ class Leases:
     def _renew(self, claim: Claim, progress: Json | None, on_lost: Callable[[], None]) -> None:
         try:
             with transaction() as session:
-                jobs.renew(
+                renew_lease(
                     session, claim, lease_seconds=self._settings.lease_seconds, progress=progress
                 )
         except LeaseLost:

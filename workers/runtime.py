@@ -22,8 +22,9 @@ from threading import Event
 from shared import log
 from shared.db.engine import retry_while_db_down_if, transaction
 from shared.db.tables import Job, JobKind, Json, Model
-from shared.jobs import lifecycle as jobs
-from shared.jobs import recovery
+from shared.jobs.job import fail_job, get_job
+from shared.jobs.recovery import release_shards
+from shared.jobs.shards import has_work
 from shared.schemas.judges import Needs, judge_spec
 from shared.settings import get_settings
 from workers.engine.engine import Engine, EngineError, EngineStartError, ModelWeights
@@ -101,7 +102,7 @@ class Runtime:
         if self._stopping.is_set():
             return  # the engine was ended under it; another worker takes the job
         with transaction() as session:
-            jobs.fail_job(session, job_id, {"code": code, "message": message, "param": None})
+            fail_job(session, job_id, {"code": code, "message": message, "param": None})
 
     def stop(self) -> None:
         """End stages and the engine; shards in work are given back."""
@@ -230,7 +231,7 @@ def _has_work(job_id: uuid.UUID) -> bool:
     """Whether a shard can be taken now. A stage that waits for shards comes when one is there."""
     settings = get_settings()
     with transaction() as session:
-        return jobs.has_work(
+        return has_work(
             session,
             job_id,
             lease_seconds=settings.lease_seconds,
@@ -246,7 +247,7 @@ def _needs_of(kind: JobKind, job_id: uuid.UUID) -> Needs:
             return Needs.device
         case JobKind.judge:
             with transaction() as session:
-                return judge_spec(jobs.get(session, job_id).params["judge"]).needs
+                return judge_spec(get_job(session, job_id).params["judge"]).needs
         case JobKind.register | JobKind.prune:
             return Needs.nothing
 
@@ -254,13 +255,13 @@ def _needs_of(kind: JobKind, job_id: uuid.UUID) -> Needs:
 def _release(job_id: uuid.UUID, worker: str, error: Json, *, counts: bool) -> int:
     limit = get_settings().max_attempts
     with transaction() as session:
-        return recovery.release(session, job_id, worker, error, max_attempts=limit, counts=counts)
+        return release_shards(session, job_id, worker, error, max_attempts=limit, counts=counts)
 
 
 def _weights(job_id: uuid.UUID) -> ModelWeights:
     """The model that a job asks: the policy, or a judge's own."""
     with transaction() as session:
-        params = jobs.get(session, job_id).params
+        params = get_job(session, job_id).params
         model = session.get_one(Model, uuid.UUID(params["model"]))
         assert model.path is not None
         assert model.weights_sha256 is not None

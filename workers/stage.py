@@ -12,8 +12,8 @@ import psycopg
 
 from shared import log
 from shared.db.engine import is_away, is_full, retry_while_db_down, transaction
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import LeaseLost
+from shared.jobs.job import fail_job, get_job
+from shared.jobs.shards import LeaseLost
 from shared.settings import get_settings
 from shared.vllm.answers import EngineFailed
 from workers.leases import StageError, new_worker_name
@@ -79,7 +79,7 @@ def start(args: argparse.Namespace, run: Callable[[], None]) -> None:
 @retry_while_db_down
 def _iteration(job_id: uuid.UUID) -> str | None:
     with transaction() as session:
-        iteration_id = jobs.get(session, job_id).iteration_id
+        iteration_id = get_job(session, job_id).iteration_id
         return str(iteration_id) if iteration_id else None
 
 
@@ -87,4 +87,4 @@ def _iteration(job_id: uuid.UUID) -> str | None:
 def _fail(job_id: uuid.UUID, error: StageError) -> None:
     logger.error("stage failed: %s", error)
     with transaction() as session:
-        jobs.fail_job(session, job_id, error.error)
+        fail_job(session, job_id, error.error)

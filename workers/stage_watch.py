@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from shared.db.engine import transaction
 from shared.db.tables import Job
-from shared.jobs import lifecycle as jobs
+from shared.jobs.shards import holds_expired
 from shared.settings import get_settings
 from workers.engine.engine import Engine, EngineError
 
@@ -38,7 +38,7 @@ class StageWatch:
             if ended(self._job_id):
                 return True
             with transaction() as session:
-                silent = jobs.holds_expired(session, self._job_id, self._worker)
+                silent = holds_expired(session, self._job_id, self._worker)
         except DBAPIError:
             silent = False
         now = time.monotonic()

@@ -11,9 +11,7 @@ from shared.auth.thoughts import MayReadThoughts, shown
 from shared.base import ResponseModel
 from shared.db.tables import Completion, IterationPrompt, JobKind
 from shared.errors import InvalidRequest
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
-from shared.jobs.sharding import slices
+from shared.jobs.job import NewShard, slices, submit_job
 from shared.registry.models import resolve
 from shared.schemas.requests import GenerateRequest
 from shared.thinking.formats import ThoughtFormat
@@ -67,7 +65,7 @@ def _submit(
 ) -> JobRead:
     model = resolve(session, request.model, param="model")
     params = params_of(request, "prompts", model=str(model.id))
-    job, is_new = jobs.submit(
+    job, is_new = submit_job(
         session,
         JobKind.generate,
         params,

@@ -11,9 +11,7 @@ from sqlalchemy.orm import Session
 from shared.base import ResponseModel
 from shared.db.tables import Job, JobKind, Judgment, Shard, Status
 from shared.errors import Conflict, InvalidRequest, NotFound
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
-from shared.jobs.sharding import slices
+from shared.jobs.job import NewShard, slices, submit_job
 from shared.registry.models import resolve
 from shared.schemas import judge_permissions
 from shared.schemas.judges import model_of, with_model
@@ -73,7 +71,7 @@ def _submit(
     judge = with_model(request.judge, lambda ref: _model_id(session, ref))
     request = request.model_copy(update={"judge": judge})
     params = params_of(request, "items", model=model_of(judge))
-    job, is_new = jobs.submit(
+    job, is_new = submit_job(
         session,
         JobKind.judge,
         params,

@@ -9,8 +9,7 @@ from sqlalchemy.orm import Session
 from services.train import prune, registry
 from shared.db.tables import Iteration, Job, JobKind, Pair, Shard, Status
 from shared.errors import Conflict, NotFound
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, get_job, submit_job
 from shared.registry.models import resolve
 from shared.schemas.requests import Resume, Training, TrainRequest
 from shared.web.app import create_app
@@ -44,7 +43,7 @@ def _submit(
         _refuse_without_pairs(session, request.iteration_id)
     params = params_of(request, "pairs", model=str(model.id))
     pairs = [pair.model_dump() for pair in request.pairs]
-    job, is_new = jobs.submit(
+    job, is_new = submit_job(
         session,
         JobKind.train,
         params,
@@ -77,7 +76,7 @@ def resume_job(job_id: uuid.UUID, session: SessionDep, change: Resume | None = N
 
 
 def _change(session: Session, job: Job, training: Training) -> None:
-    job = jobs.get(session, job.id, lock=True)
+    job = get_job(session, job.id, lock=True)
     if job.kind is not JobKind.train or job.status not in (Status.failed, Status.cancelled):
         raise Conflict(
             f"training: {job.kind} job {job.id} is {job.status}; only a training that failed or "

@@ -8,8 +8,7 @@ from fastapi import APIRouter
 from shared.base import RequestModel
 from shared.db.tables import Iteration, JobKind
 from shared.errors import Conflict, NotFound
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, submit_job
 from shared.web.job_routes import JobRead, submitted
 from shared.web.session import SessionDep
 
@@ -33,7 +32,7 @@ def put_job(job_id: uuid.UUID, request: PruneJobRequest, session: SessionDep) ->
             "the coordinator's POST /prune does that",
             param="iteration_id",
         )
-    job, is_new = jobs.submit(
+    job, is_new = submit_job(
         session,
         JobKind.prune,
         request.model_dump(mode="json"),

@@ -13,9 +13,8 @@ from shared.base import RequestModel, ResponseModel
 from shared.db.engine import notify
 from shared.db.tables import Iteration, Job, JobKind, Model, Status
 from shared.errors import Conflict, NotFound
-from shared.jobs import lifecycle as jobs
 from shared.jobs.broker import send_after_commit
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, submit_job
 from shared.registry.lineage import checkpoint_lineage, iteration_of
 from shared.registry.models import find, pruned, ref, resolve
 from shared.schemas.requests import Effort, ModelRegistration, Name, Promotion
@@ -101,7 +100,7 @@ def register(request: ModelRegistration, session: SessionDep, once: OnceDep) -> 
 def _register(session: Session, request: ModelRegistration) -> ModelRead:
     model_id, job_id = uuid.uuid4(), uuid.uuid4()
     params = {"source": request.source, "model_id": str(model_id)}
-    job, _ = jobs.submit(session, JobKind.register, params, [NewShard({})], job_id=job_id)
+    job, _ = submit_job(session, JobKind.register, params, [NewShard({})], job_id=job_id)
     model = Model(
         id=model_id,
         name=request.name,

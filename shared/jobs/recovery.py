@@ -4,34 +4,16 @@ import uuid
 from datetime import datetime, timedelta
 from typing import cast
 
-from sqlalchemy import Select, Uuid, func, or_, select, update
+from sqlalchemy import Select, Uuid, func, or_, select
 from sqlalchemy import cast as as_type
 from sqlalchemy.orm import Session, aliased
 
-from shared.db.engine import notify
 from shared.db.tables import UNFINISHED, Job, JobKind, Json, Shard, Status
-from shared.jobs.lifecycle import Claim, claimable, fail, fail_job, get, past_grace_period
-from shared.registry.models import resolve
+from shared.jobs.job import fail_job, get_job
+from shared.jobs.shards import Claim, claimable, fail_shard, past_grace_period
 
 
-def resume(session: Session, job_id: uuid.UUID) -> Job:
-    """Reopen a job that failed or was cancelled; shards that succeeded stay as they are."""
-    job = get(session, job_id, lock=True)
-    if job.status in (Status.failed, Status.cancelled):
-        if (model := job.params.get("model")) is not None:
-            resolve(session, model, param="model")  # its weights may have been pruned since
-        job.status, job.error, job.finished_at, job.sent_at = Status.queued, None, None, None
-        session.execute(
-            update(Shard)
-            .where(Shard.job_id == job_id, Shard.status != Status.succeeded)
-            .values(status=Status.queued, attempt=0, not_before=None, finished_at=None, error=None)
-        )
-        notify(session, f"job {job_id}")
-        session.flush()
-    return job
-
-
-def release(
+def release_shards(
     session: Session,
     job_id: uuid.UUID,
     worker: str,
@@ -44,7 +26,7 @@ def release(
 
     Where the attempt does not count, as at an orderly stop, another worker may begin at once.
     """
-    job = get(session, job_id, lock=True)
+    job = get_job(session, job_id, lock=True)
     held = session.scalars(
         select(Shard)
         .where(Shard.job_id == job_id, Shard.worker == worker, Shard.status == Status.running)
@@ -60,7 +42,7 @@ def release(
         if shard.token is None:
             break  # the one before it has ended the job, and all its shards
         claim = Claim(shard.id, job_id, shard.index, shard.payload, shard.attempt, shard.token)
-        fail(session, claim, error, max_attempts=max_attempts)
+        fail_shard(session, claim, error, max_attempts=max_attempts)
     return len(held)
 
 

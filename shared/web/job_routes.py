@@ -15,9 +15,8 @@ from shared.auth import audit
 from shared.base import ResponseModel
 from shared.db.tables import Job, JobKind, Shard, Status
 from shared.errors import NotFound
-from shared.jobs import lifecycle as jobs
-from shared.jobs import recovery
 from shared.jobs.broker import send_after_commit
+from shared.jobs.job import cancel_job, get_job, resume_job
 from shared.web.paging import Limit, Page, paginate, unix
 from shared.web.session import SessionDep
 
@@ -93,7 +92,7 @@ def read_job(session: Session, job: Job) -> JobRead:
 
 
 def find_job(session: Session, job_id: uuid.UUID, kinds: tuple[JobKind, ...]) -> Job:
-    job = jobs.get(session, job_id)
+    job = get_job(session, job_id)
     if job.kind not in kinds:
         raise NotFound(f"no {kinds[0]} job {job_id}", param="id")
     log.bind_here(job=str(job_id), iteration=job.iteration_id and str(job.iteration_id))
@@ -109,8 +108,14 @@ def submitted(session: Session, job: Job, is_new: bool) -> JobRead:
     return read_job(session, job)
 
 
+def cancel(session: Session, job: Job) -> JobRead:
+    if not job.status.terminal:
+        audit.record(session, "job.cancel", job.id)
+    return read_job(session, cancel_job(session, job.id))
+
+
 def resume(session: Session, job_id: uuid.UUID) -> JobRead:
-    job = recovery.resume(session, job_id)
+    job = resume_job(session, job_id)
     audit.record(session, "job.resume", job_id)
     send_after_commit(session, job.kind, job.id)
     return read_job(session, job)
@@ -138,10 +143,8 @@ def jobs_router(*kinds: JobKind) -> APIRouter:
 
     @router.post("/jobs/{job_id}/cancel")
     def cancel_job(job_id: uuid.UUID, session: SessionDep) -> JobRead:
-        """Idempotent; a job that has ended stays as it is."""
-        if not find_job(session, job_id, kinds).status.terminal:
-            audit.record(session, "job.cancel", job_id)
-        return read_job(session, jobs.cancel(session, job_id))
+        """End a job. One that has ended already stays as it is."""
+        return cancel(session, find_job(session, job_id, kinds))
 
     return router
 

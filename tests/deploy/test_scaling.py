@@ -7,9 +7,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from shared.db.tables import JobKind
-from shared.jobs import lifecycle as jobs
 from shared.jobs.broker import QUEUE
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, fail_job, submit_job
+from shared.jobs.shards import Claim, claim_shard, finish_shard
 from tests.deploy.manifests import Object, container, name_of, of_kind, overlay, pods
 
 SCALED = list(of_kind(overlay("multi-node"), "ScaledObject"))
@@ -71,27 +71,27 @@ def test_it_logs_in_with_the_secret() -> None:
 def test_work_is_what_is_queued_or_running(session: Session, kind: JobKind) -> None:
     queue = QUEUE[kind]
     before = {other: demand(session, other) for other in QUEUES}
-    job, _ = jobs.submit(session, kind, {}, [NewShard({}), NewShard({})], job_id=uuid.uuid4())
+    job, _ = submit_job(session, kind, {}, [NewShard({}), NewShard({})], job_id=uuid.uuid4())
     session.flush()
     assert {q: demand(session, q) - before[q] for q in QUEUES} == {
         q: 2 * (q == queue) for q in QUEUES
     }
 
-    def claim() -> jobs.Claim:
-        taken = jobs.claim(session, job.id, worker="w", lease_seconds=30, max_attempts=3)
+    def claim() -> Claim:
+        taken = claim_shard(session, job.id, worker="w", lease_seconds=30, max_attempts=3)
         assert taken is not None
         return taken
 
     first = claim()
     assert demand(session, queue) - before[queue] == 2
-    jobs.finish(session, first, {})
+    finish_shard(session, first, {})
     assert demand(session, queue) - before[queue] == 1
-    jobs.finish(session, claim(), {})
+    finish_shard(session, claim(), {})
     assert demand(session, queue) == before[queue]
 
 
 def test_a_job_that_ended_needs_no_worker(session: Session) -> None:
     before = demand(session, "train")
-    job, _ = jobs.submit(session, JobKind.train, {}, [NewShard({})], job_id=uuid.uuid4())
-    jobs.fail_job(session, job.id, {"code": "x", "message": "", "param": None})
+    job, _ = submit_job(session, JobKind.train, {}, [NewShard({})], job_id=uuid.uuid4())
+    fail_job(session, job.id, {"code": "x", "message": "", "param": None})
     assert demand(session, "train") == before

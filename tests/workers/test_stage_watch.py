@@ -18,8 +18,7 @@ from sqlalchemy import select
 from services.cli.machine.ports import port_of, reserve
 from shared.db.engine import transaction
 from shared.db.tables import JobKind, Shard, Status
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, submit_job
 from shared.settings import Settings, get_settings
 from shared.thinking.formats import GENERIC
 from shared.thinking.sampling import Sampling
@@ -78,7 +77,7 @@ def submit(model: Path) -> uuid.UUID:
         }
         shard = NewShard({"start": 0, "prompts": [{"text": "Say something.", "checks": []}]})
         job_id = uuid.uuid4()
-        jobs.submit(session, JobKind.generate, params, [shard], job_id=job_id)
+        submit_job(session, JobKind.generate, params, [shard], job_id=job_id)
     return job_id
 
 

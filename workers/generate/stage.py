@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 
 from shared.db.engine import retry_while_db_down, transaction
 from shared.db.tables import Completion, Json, Model
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import Claim, LeaseLost
+from shared.jobs.job import get_job
+from shared.jobs.shards import Claim, LeaseLost
 from shared.settings import get_settings
 from shared.thinking.formats import ThoughtFormat
 from shared.thinking.generation import Output, think_then_respond
@@ -40,7 +40,7 @@ def main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
 
 async def _main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
     with transaction() as session:
-        params = jobs.get(session, job_id).params
+        params = get_job(session, job_id).params
         model = session.get_one(Model, uuid.UUID(params["model"]))
     assert model.path is not None
     with leases(job_id, worker) as held:

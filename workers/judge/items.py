@@ -8,8 +8,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.db.tables import Completion, Shard
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import Claim
+from shared.jobs.job import get_job
+from shared.jobs.shards import Claim
 from shared.schemas.requests import JudgeItem
 from workers.generate.prompts import ShardPrompt, load_prompts
 
@@ -39,7 +39,7 @@ def load(session: Session, claim: Claim) -> Answers:
     completions = session.scalars(query.order_by(Completion.id)).all()
     keys = [{"completion_id": completion.id} for completion in completions]
     items = [_item(prompts[c.prompt_index], c) for c in completions]
-    params = jobs.get(session, claim.job_id).params
+    params = get_job(session, claim.job_id).params
     against = params.get("against_generate_job_id")
     if against is None:
         return Answers(keys, items)

@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 
 from shared.db.engine import listen, transaction
 from shared.db.tables import Json, JudgeAnswer, Judgment
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import Claim, LeaseLost
+from shared.jobs.job import get_job
+from shared.jobs.shards import Claim, LeaseLost
 from shared.schemas.judges import Needs, judge_spec
 from workers.judge.items import Answers, load
 from workers.judge.kinds import CannotJudge, Judge, JudgeContext, Score, make_judge
@@ -37,7 +37,7 @@ what they wait for has none. The loop sends the job again when there is a shard 
 
 def main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
     with transaction() as session:
-        params = jobs.get(session, job_id).params
+        params = get_job(session, job_id).params
     spec = judge_spec(params["judge"])
     judge = make_judge(spec, JudgeContext(job_id, engine_url))
     # One that holds the engine or the device makes room for what it waits for.
@@ -56,8 +56,8 @@ def main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
 
 def _more_to_come(job_id: uuid.UUID) -> bool:
     with transaction() as session:
-        job = jobs.get(session, job_id)
-        upstream = jobs.get(session, uuid.UUID(job.params["generate_job_id"]))
+        job = get_job(session, job_id)
+        upstream = get_job(session, uuid.UUID(job.params["generate_job_id"]))
         return not job.status.terminal and not upstream.status.terminal
 
 
@@ -125,7 +125,7 @@ def _run_shard(held: Leases, claim: Claim, judge: Judge) -> None:
     def write(session: Session) -> None:
         if rows:
             session.execute(insert(Judgment), rows)
-        if jobs.get(session, claim.job_id).status.terminal:
+        if get_job(session, claim.job_id).status.terminal:
             session.execute(delete(JudgeAnswer).where(JudgeAnswer.job_id == claim.job_id))
 
     try:

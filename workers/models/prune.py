@@ -16,9 +16,8 @@ from sqlalchemy.orm import Session
 
 from shared.db.engine import transaction
 from shared.db.tables import Completion, Job, JobKind, Json, JudgeAnswer, Model, Pair, Shard
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import Claim
-from shared.jobs.sharding import slices
+from shared.jobs.job import get_job, slices
+from shared.jobs.shards import Claim
 from shared.registry.models import training_folder
 from shared.registry.retention import unneeded, unpaired
 from workers.leases import Leases, StageError, bound, leases
@@ -42,7 +41,7 @@ def main(job_id: uuid.UUID, worker: str) -> None:
 
 def _run(held: Leases, claim: Claim) -> None:
     with transaction() as session:
-        iteration_id = uuid.UUID(jobs.get(session, claim.job_id).params["iteration_id"])
+        iteration_id = uuid.UUID(get_job(session, claim.job_id).params["iteration_id"])
         trainings = _jobs(session, iteration_id, JobKind.train)
     try:
         result = prune(iteration_id, trainings)

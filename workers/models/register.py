@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 
 from shared.db.engine import transaction
 from shared.db.tables import Json, Model
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import Claim
+from shared.jobs.job import get_job
+from shared.jobs.shards import Claim
 from shared.settings import get_settings
 from shared.thinking.formats import NATIVE
 from workers.leases import Leases, StageError, bound, leases
@@ -33,7 +33,7 @@ def main(job_id: uuid.UUID, worker: str) -> None:
 
 def _register(held: Leases, claim: Claim) -> None:
     with transaction() as session:
-        params = jobs.get(session, claim.job_id).params
+        params = get_job(session, claim.job_id).params
         given = session.get_one(Model, uuid.UUID(params["model_id"])).thought_format
     try:
         folder = unpack(params["source"], get_settings().model_store / "base")

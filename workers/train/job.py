@@ -24,8 +24,8 @@ from sqlalchemy.orm import Session, aliased
 
 from shared.db.engine import transaction
 from shared.db.tables import Completion, Iteration, Json, Model, Pair, Prompt
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import Claim
+from shared.jobs.job import get_job
+from shared.jobs.shards import Claim
 from shared.registry.lineage import checkpoint_lineage, iteration_of
 from shared.registry.models import training_folder
 from shared.settings import get_settings
@@ -70,7 +70,7 @@ def _leave() -> None:
 
 def _train(held: Leases, claim: Claim) -> None:
     with transaction() as session:
-        params = jobs.get(session, claim.job_id).params
+        params = get_job(session, claim.job_id).params
         base = session.get_one(Model, uuid.UUID(params["model"]))
     assert base.path is not None
     with held.ours(claim):

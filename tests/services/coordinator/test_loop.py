@@ -21,7 +21,7 @@ from services.judge.app import app as judge_service
 from shared.db.engine import transaction
 from shared.db.tables import Evaluation, Iteration, Job, JobKind, Model, Pair, Status
 from shared.errors import Unavailable
-from shared.jobs import lifecycle as jobs
+from shared.jobs.shards import claim_shard, finish_shard
 from shared.web.client import ServiceClient
 from tests.support import access, evaluated_runs, factories
 from tests.support.evaluated_runs import Out
@@ -263,8 +263,8 @@ def _compared(iteration_id: uuid.UUID, model_id: uuid.UUID, parent_id: uuid.UUID
         )
         assert job.params["generate_job_id"] == str(ours)
         assert job.params["against_generate_job_id"] == str(theirs)
-        held = jobs.claim(session, job.id, worker="w", lease_seconds=30, max_attempts=3)
+        held = claim_shard(session, job.id, worker="w", lease_seconds=30, max_attempts=3)
         assert held is not None
         evaluated_runs.won(session, job, held.shard_id, [0.75, 0.5])
-        jobs.finish(session, held, {})
+        finish_shard(session, held, {})
         return job.id

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from shared.db.engine import DB_UNAVAILABLE, is_away
 from shared.db.tables import JobKind
 from shared.jobs import broker
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, submit_job
+from shared.jobs.shards import Claim, claim_shard
 from shared.web.client import ServiceClient
 
 
@@ -34,10 +34,10 @@ def test_a_broker_that_never_answers_is_away(silent: int, monkeypatch: pytest.Mo
 
 def test_the_living_keep_their_shards_for_a_lease_after_postgres_was_away(session: Session) -> None:
     new, started = [NewShard({})], uuid.uuid4()
-    job, _ = jobs.submit(session, JobKind.generate, {}, new, job_id=started)
+    job, _ = submit_job(session, JobKind.generate, {}, new, job_id=started)
 
-    def claim(worker: str, lease_seconds: float) -> jobs.Claim | None:
-        return jobs.claim(
+    def claim(worker: str, lease_seconds: float) -> Claim | None:
+        return claim_shard(
             session, job.id, worker=worker, lease_seconds=lease_seconds, max_attempts=3
         )
 

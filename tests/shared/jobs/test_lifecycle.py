@@ -12,16 +12,17 @@ from sqlalchemy.orm import Session
 from shared.db.engine import transaction
 from shared.db.tables import Completion, Job, JobKind, Shard, Status
 from shared.errors import Conflict, NotFound
-from shared.jobs import lifecycle as jobs
 from shared.jobs import recovery
-from shared.jobs.lifecycle import Claim, LeaseLost, NewShard
+from shared.jobs.job import NewShard, cancel_job, get_job, resume_job, submit_job
+from shared.jobs.recovery import release_shards
+from shared.jobs.shards import Claim, LeaseLost, claim_shard, fail_shard, finish_shard, renew_lease
 
 pytestmark = pytest.mark.usefixtures("long_up")
 ERROR = {"code": "boom", "message": "it broke"}
 
 
 def submit(session: Session, shards: int = 2, job_id: uuid.UUID | None = None) -> Job:
-    job, _ = jobs.submit(
+    job, _ = submit_job(
         session,
         JobKind.generate,
         {"n": 1},
@@ -32,7 +33,7 @@ def submit(session: Session, shards: int = 2, job_id: uuid.UUID | None = None) -
 
 
 def claim(session: Session, job: Job, worker: str = "w", lease: float = 30) -> Claim | None:
-    return jobs.claim(session, job.id, worker=worker, lease_seconds=lease, max_attempts=3)
+    return claim_shard(session, job.id, worker=worker, lease_seconds=lease, max_attempts=3)
 
 
 def must_claim(session: Session, job: Job, worker: str = "w", lease: float = 30) -> Claim:
@@ -54,22 +55,22 @@ def skip_delay(session: Session, job: Job) -> None:
 
 def test_submitting_again_finds_the_job_and_another_body_is_a_conflict(session: Session) -> None:
     job = submit(session)
-    again, is_new = jobs.submit(session, JobKind.generate, {"n": 1}, [], job_id=job.id)
+    again, is_new = submit_job(session, JobKind.generate, {"n": 1}, [], job_id=job.id)
     assert (again.id, is_new) == (job.id, False)
     with pytest.raises(Conflict):
-        jobs.submit(session, JobKind.generate, {"n": 2}, [], job_id=job.id)
+        submit_job(session, JobKind.generate, {"n": 2}, [], job_id=job.id)
     with pytest.raises(Conflict):
-        jobs.submit(session, JobKind.judge, {"n": 1}, [], job_id=job.id)
+        submit_job(session, JobKind.judge, {"n": 1}, [], job_id=job.id)
 
 
 def test_the_last_shard_ends_the_job_and_results_add_up(session: Session) -> None:
     job = submit(session)
     first, second = must_claim(session, job), must_claim(session, job)
     assert claim(session, job) is None
-    jobs.finish(session, second, {"tokens": 3, "versions": {"vllm": "1"}})
-    assert jobs.get(session, job.id).status is Status.running
-    jobs.finish(session, first, {"tokens": 4, "versions": {"vllm": "1"}})
-    ended = jobs.get(session, job.id)
+    finish_shard(session, second, {"tokens": 3, "versions": {"vllm": "1"}})
+    assert get_job(session, job.id).status is Status.running
+    finish_shard(session, first, {"tokens": 4, "versions": {"vllm": "1"}})
+    ended = get_job(session, job.id)
     assert ended.status is Status.succeeded
     assert ended.result == {"tokens": 7, "versions": {"vllm": "1"}}
 
@@ -80,13 +81,13 @@ def test_a_worker_whose_lease_ended_cannot_commit_over_its_successor(session: Se
     successor = must_claim(session, job, "successor")
     assert successor.attempt == 2
     with pytest.raises(LeaseLost):
-        jobs.finish(session, late, {})
+        finish_shard(session, late, {})
     with pytest.raises(LeaseLost):
-        jobs.renew(session, late, lease_seconds=30)
+        renew_lease(session, late, lease_seconds=30)
     with pytest.raises(LeaseLost):
-        jobs.fail(session, late, ERROR, max_attempts=3)
-    jobs.finish(session, successor, {})
-    assert jobs.get(session, job.id).status is Status.succeeded
+        fail_shard(session, late, ERROR, max_attempts=3)
+    finish_shard(session, successor, {})
+    assert get_job(session, job.id).status is Status.succeeded
 
 
 def test_a_worker_does_not_take_what_it_works_on(session: Session) -> None:
@@ -94,8 +95,8 @@ def test_a_worker_does_not_take_what_it_works_on(session: Session) -> None:
     mine = must_claim(session, job, lease=-1)
     held = [mine.shard_id]
     limits = {"lease_seconds": 30, "max_attempts": 3}
-    assert jobs.claim(session, job.id, worker="w", held=held, **limits) is None
-    jobs.finish(session, mine, {})
+    assert claim_shard(session, job.id, worker="w", held=held, **limits) is None
+    finish_shard(session, mine, {})
 
 
 def test_three_failures_quarantine_the_shard_with_its_error(session: Session) -> None:
@@ -103,9 +104,9 @@ def test_three_failures_quarantine_the_shard_with_its_error(session: Session) ->
     for attempt in (1, 2, 3):
         taken = must_claim(session, job)
         assert (taken.index, taken.attempt) == (0, attempt)
-        jobs.fail(session, taken, ERROR, max_attempts=3)
+        fail_shard(session, taken, ERROR, max_attempts=3)
         skip_delay(session, job)
-    ended = jobs.get(session, job.id)
+    ended = get_job(session, job.id)
     assert (ended.status, ended.error) == (Status.failed, ERROR)
     statuses = session.scalars(
         select(Shard.status).where(Shard.job_id == job.id).order_by(Shard.index)
@@ -115,11 +116,11 @@ def test_three_failures_quarantine_the_shard_with_its_error(session: Session) ->
 
 def test_a_retry_waits_and_an_error_that_cannot_be_retried_ends_at_once(session: Session) -> None:
     job = submit(session, shards=1)
-    jobs.fail(session, must_claim(session, job), ERROR, max_attempts=3)
+    fail_shard(session, must_claim(session, job), ERROR, max_attempts=3)
     assert claim(session, job) is None, "taken again before its delay was over"
     other = submit(session, shards=1)
-    jobs.fail(session, must_claim(session, other), ERROR, max_attempts=3, retry=False)
-    assert jobs.get(session, other.id).status is Status.failed
+    fail_shard(session, must_claim(session, other), ERROR, max_attempts=3, retry=False)
+    assert get_job(session, other.id).status is Status.failed
 
 
 def test_a_shard_follows_the_one_it_depends_on(session: Session) -> None:
@@ -127,7 +128,7 @@ def test_a_shard_follows_the_one_it_depends_on(session: Session) -> None:
     ids = session.scalars(
         select(Shard.id).where(Shard.job_id == upstream.id).order_by(Shard.index)
     ).all()
-    follower, _ = jobs.submit(
+    follower, _ = submit_job(
         session,
         JobKind.judge,
         {},
@@ -136,7 +137,7 @@ def test_a_shard_follows_the_one_it_depends_on(session: Session) -> None:
     )
     assert claim(session, follower) is None
     assert follower.id not in due(session)
-    jobs.finish(session, must_claim(session, upstream), {})
+    finish_shard(session, must_claim(session, upstream), {})
     assert must_claim(session, follower).index == 0
     assert claim(session, follower) is None
 
@@ -144,10 +145,10 @@ def test_a_shard_follows_the_one_it_depends_on(session: Session) -> None:
 def test_cancelling_takes_leases_away_and_repeats(session: Session) -> None:
     job = submit(session)
     taken = must_claim(session, job)
-    assert jobs.cancel(session, job.id).status is Status.cancelled
-    assert jobs.cancel(session, job.id).status is Status.cancelled
+    assert cancel_job(session, job.id).status is Status.cancelled
+    assert cancel_job(session, job.id).status is Status.cancelled
     with pytest.raises(LeaseLost):
-        jobs.finish(session, taken, {})
+        finish_shard(session, taken, {})
     assert claim(session, job) is None
 
 
@@ -167,7 +168,7 @@ def test_the_sweeper_quarantines_a_shard_that_killed_three_workers(session: Sess
         must_claim(session, job, lease=-1)
     assert claim(session, job) is None
     due(session)
-    ended = jobs.get(session, job.id)
+    ended = get_job(session, job.id)
     assert ended.status is Status.failed
     assert ended.error is not None
     assert ended.error["code"] == "worker_lost"
@@ -191,17 +192,17 @@ def test_the_sweeper_waits_a_lease_after_postgres_was_away(session: Session) -> 
         must_claim(session, job, lease=-1)
     # Longer ago than the server was started: the living have not had time to renew.
     recovery.sweep(session, resend_after_seconds=15, lease_seconds=1e9, max_attempts=3)
-    assert jobs.get(session, job.id).status is Status.running
+    assert get_job(session, job.id).status is Status.running
 
 
 def test_a_dead_workers_shards_are_given_back_at_once(session: Session) -> None:
     job = submit(session)
     must_claim(session, job, "dead")
     other = must_claim(session, job, "alive")
-    assert recovery.release(session, job.id, "dead", ERROR, max_attempts=3) == 1
+    assert release_shards(session, job.id, "dead", ERROR, max_attempts=3) == 1
     skip_delay(session, job)
     assert must_claim(session, job).index == 0
-    jobs.finish(session, other, {})
+    finish_shard(session, other, {})
 
 
 def test_a_worker_that_dies_with_several_last_attempts_ends_the_job_once(session: Session) -> None:
@@ -209,28 +210,28 @@ def test_a_worker_that_dies_with_several_last_attempts_ends_the_job_once(session
     for _ in range(2):
         must_claim(session, job)
         must_claim(session, job)
-        recovery.release(session, job.id, "w", ERROR, max_attempts=3)
+        release_shards(session, job.id, "w", ERROR, max_attempts=3)
         skip_delay(session, job)
     must_claim(session, job)
     must_claim(session, job)
-    recovery.release(session, job.id, "w", ERROR, max_attempts=3)
-    ended = jobs.get(session, job.id)
+    release_shards(session, job.id, "w", ERROR, max_attempts=3)
+    ended = get_job(session, job.id)
     assert (ended.status, ended.error) == (Status.failed, ERROR)
 
 
 def test_resuming_keeps_what_was_done(session: Session) -> None:
     job = submit(session)
-    jobs.finish(session, must_claim(session, job), {"tokens": 1})
-    jobs.cancel(session, job.id)
-    recovery.resume(session, job.id)
-    jobs.finish(session, must_claim(session, job), {"tokens": 2})
-    ended = jobs.get(session, job.id)
+    finish_shard(session, must_claim(session, job), {"tokens": 1})
+    cancel_job(session, job.id)
+    resume_job(session, job.id)
+    finish_shard(session, must_claim(session, job), {"tokens": 2})
+    ended = get_job(session, job.id)
     assert (ended.status, ended.result) == (Status.succeeded, {"tokens": 3})
 
 
 def test_an_unknown_job_is_not_found(session: Session) -> None:
     with pytest.raises(NotFound):
-        jobs.get(session, uuid.uuid4())
+        get_job(session, uuid.uuid4())
 
 
 def in_threads(count: int, work: Callable[[], None]) -> None:
@@ -253,13 +254,13 @@ def test_many_workers_at_once_take_each_shard_once(clean_database: Engine) -> No
             if taken is None:
                 return
             with transaction() as session:
-                jobs.finish(session, taken, {"n": 1})
+                finish_shard(session, taken, {"n": 1})
             done.append(taken.index)
 
     in_threads(8, work)
     assert sorted(done) == list(range(40))
     with transaction() as session:
-        ended = jobs.get(session, job.id)
+        ended = get_job(session, job.id)
         assert (ended.status, ended.result) == (Status.succeeded, {"n": 40})
 
 
@@ -268,9 +269,7 @@ def test_submitting_at_once_makes_one_job(clean_database: Engine) -> None:
 
     def work() -> None:
         with transaction() as session:
-            _, is_new = jobs.submit(
-                session, JobKind.generate, {}, [NewShard({})] * 3, job_id=job_id
-            )
+            _, is_new = submit_job(session, JobKind.generate, {}, [NewShard({})] * 3, job_id=job_id)
         news.append(is_new)
 
     in_threads(8, work)
@@ -287,12 +286,12 @@ def test_shards_of_one_job_may_be_finished_at_the_same_time(clean_database: Engi
         slow.execute(insert(Completion).values(_completion(claims[0])))  # refers to the job's row
         other.execute(text("SET LOCAL lock_timeout = '2s'"))
         other.execute(insert(Completion).values(_completion(claims[1])))
-        jobs.finish(other, claims[1], {})
+        finish_shard(other, claims[1], {})
         other.commit()
-        jobs.finish(slow, claims[0], {})
+        finish_shard(slow, claims[0], {})
         slow.commit()
     with transaction() as session:
-        assert jobs.get(session, job.id).status is Status.succeeded
+        assert get_job(session, job.id).status is Status.succeeded
 
 
 def test_what_another_takes_over_meanwhile_is_not_given_back(clean_database: Engine) -> None:
@@ -304,7 +303,7 @@ def test_what_another_takes_over_meanwhile_is_not_given_back(clean_database: Eng
     def give_back() -> None:
         with transaction() as session:
             given_back.append(
-                recovery.release(session, job.id, "late", ERROR, max_attempts=3, counts=False)
+                release_shards(session, job.id, "late", ERROR, max_attempts=3, counts=False)
             )
 
     late = threading.Thread(target=give_back)
@@ -315,16 +314,16 @@ def test_what_another_takes_over_meanwhile_is_not_given_back(clean_database: Eng
     late.join()
     assert given_back == [0]
     with transaction() as session:
-        jobs.finish(session, successor, {})
+        finish_shard(session, successor, {})
 
 
 def test_a_shard_given_back_at_an_orderly_stop_costs_no_attempt(session: Session) -> None:
     job = submit(session, shards=1)
     for _ in range(5):
         taken = must_claim(session, job)
-        assert recovery.release(session, job.id, "w", ERROR, max_attempts=3, counts=False) == 1
+        assert release_shards(session, job.id, "w", ERROR, max_attempts=3, counts=False) == 1
         with pytest.raises(LeaseLost):
-            jobs.finish(session, taken, {})
+            finish_shard(session, taken, {})
     assert job.id in due(session)
 
 
@@ -348,7 +347,7 @@ def test_a_judge_of_responses_that_will_not_come_is_told_so(
     """An iteration's ends with it, and is resumed with it."""
     generate = submit(session, shards=1)
     shard = session.scalars(select(Shard).where(Shard.job_id == generate.id)).one()
-    judge, _ = jobs.submit(
+    judge, _ = submit_job(
         session,
         JobKind.judge,
         {"generate_job_id": str(generate.id)},
@@ -358,7 +357,7 @@ def test_a_judge_of_responses_that_will_not_come_is_told_so(
     )
     due(session)
     assert judge.status is Status.queued
-    jobs.cancel(session, generate.id)
+    cancel_job(session, generate.id)
     due(session)
     assert judge.status is (Status.queued if step else Status.failed)
     assert step or (judge.error is not None and judge.error["code"] == "no_responses")
@@ -366,8 +365,8 @@ def test_a_judge_of_responses_that_will_not_come_is_told_so(
 
 def test_a_resumed_job_does_not_end_with_an_error_of_before(session: Session) -> None:
     job = submit(session, shards=1)
-    jobs.fail(session, must_claim(session, job), ERROR, max_attempts=1)
-    recovery.resume(session, job.id)
+    fail_shard(session, must_claim(session, job), ERROR, max_attempts=1)
+    resume_job(session, job.id)
     for _ in range(3):
         must_claim(session, job, lease=-1)
     due(session)

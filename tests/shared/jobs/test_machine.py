@@ -25,9 +25,19 @@ from sqlalchemy.orm import Session
 
 from shared.db.engine import transaction
 from shared.db.tables import UNFINISHED, Completion, JobKind, Shard, Status
-from shared.jobs import lifecycle as jobs
 from shared.jobs import recovery
-from shared.jobs.lifecycle import Claim, LeaseLost, NewShard
+from shared.jobs.job import NewShard, cancel_job, get_job, resume_job, submit_job
+from shared.jobs.recovery import release_shards
+from shared.jobs.shards import (
+    Claim,
+    LeaseLost,
+    claim_shard,
+    fail_shard,
+    finish_shard,
+    hand_back_shard,
+    renew_lease,
+    reset_attempts,
+)
 
 pytestmark = pytest.mark.usefixtures("long_up")
 MAX_ATTEMPTS = 3
@@ -77,7 +87,7 @@ class JobLife(RuleBasedStateMachine):
         with transaction() as session:
             for is_new in (True, False):  # a repeat changes nothing
                 new = [NewShard({"n": n}) for n in range(shards)]
-                _, created = jobs.submit(session, JobKind.generate, {}, new, job_id=self.job_id)
+                _, created = submit_job(session, JobKind.generate, {}, new, job_id=self.job_id)
                 assert created is is_new
 
     def _piece(self, claim: Claim) -> Piece | None:
@@ -99,7 +109,7 @@ class JobLife(RuleBasedStateMachine):
     @rule(worker=WORKERS)
     def claim(self, worker: str) -> None:
         with transaction() as session:
-            claim = jobs.claim(
+            claim = claim_shard(
                 session, self.job_id, worker=worker, lease_seconds=60, max_attempts=MAX_ATTEMPTS
             )
         unfinished = self.model.status in UNFINISHED
@@ -122,7 +132,7 @@ class JobLife(RuleBasedStateMachine):
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
         claim = self._any_claim(data)
-        piece = self._write(claim, lambda s: jobs.renew(s, claim, lease_seconds=60))
+        piece = self._write(claim, lambda s: renew_lease(s, claim, lease_seconds=60))
         if piece is not None:
             piece.expired = False
 
@@ -132,7 +142,7 @@ class JobLife(RuleBasedStateMachine):
         claim = self._any_claim(data)
 
         def write(session: Session) -> None:
-            jobs.finish(session, claim, {"tokens": 1})
+            finish_shard(session, claim, {"tokens": 1})
             session.execute(insert(Completion).values(completion(claim)))
 
         piece = self._write(claim, write)
@@ -146,7 +156,7 @@ class JobLife(RuleBasedStateMachine):
     def fail(self, data: st.DataObject, retry: bool) -> None:
         claim = self._any_claim(data)
         piece = self._write(
-            claim, lambda s: jobs.fail(s, claim, ERROR, max_attempts=MAX_ATTEMPTS, retry=retry)
+            claim, lambda s: fail_shard(s, claim, ERROR, max_attempts=MAX_ATTEMPTS, retry=retry)
         )
         if piece is not None:
             self._failed(piece, retry)
@@ -162,7 +172,7 @@ class JobLife(RuleBasedStateMachine):
     @rule(data=st.data())
     def hand_back(self, data: st.DataObject) -> None:
         claim = self._any_claim(data)
-        piece = self._write(claim, lambda s: jobs.hand_back(s, claim, {"smaller": True}))
+        piece = self._write(claim, lambda s: hand_back_shard(s, claim, {"smaller": True}))
         if piece is not None:
             piece.queue(attempt=piece.attempt - 1, due=True)
 
@@ -170,7 +180,7 @@ class JobLife(RuleBasedStateMachine):
     @rule(data=st.data())
     def count_anew(self, data: st.DataObject) -> None:
         claim = self._any_claim(data)
-        piece = self._write(claim, lambda s: jobs.count_anew(s, claim))
+        piece = self._write(claim, lambda s: reset_attempts(s, claim))
         if piece is not None:
             piece.attempt = 1
 
@@ -179,7 +189,7 @@ class JobLife(RuleBasedStateMachine):
         """The worker's process has exited."""
         held = [p for p in self.model.pieces if p.owner is not None and p.worker == worker]
         with transaction() as session:
-            recovery.release(
+            release_shards(
                 session, self.job_id, worker, ERROR, max_attempts=MAX_ATTEMPTS, counts=counts
             )
         for piece in held:
@@ -216,14 +226,14 @@ class JobLife(RuleBasedStateMachine):
     @rule()
     def cancel(self) -> None:
         with transaction() as session:
-            jobs.cancel(session, self.job_id)
+            cancel_job(session, self.job_id)
         if not self.model.status.terminal:
             self.model.end(Status.cancelled)
 
     @rule()
     def resume(self) -> None:
         with transaction() as session:
-            recovery.resume(session, self.job_id)
+            resume_job(session, self.job_id)
         if self.model.status in (Status.failed, Status.cancelled):
             self.model.status = Status.queued
             for piece in self.model.pieces:
@@ -235,7 +245,7 @@ class JobLife(RuleBasedStateMachine):
         if not hasattr(self, "job_id"):
             return
         with transaction() as session:
-            job = jobs.get(session, self.job_id)
+            job = get_job(session, self.job_id)
             shards = session.scalars(
                 select(Shard).where(Shard.job_id == self.job_id).order_by(Shard.index)
             ).all()

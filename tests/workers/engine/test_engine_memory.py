@@ -10,8 +10,7 @@ from sqlalchemy import select
 
 from shared.db.engine import transaction
 from shared.db.tables import JobKind, Shard, Status
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, submit_job
 from shared.settings import Settings, get_settings
 from shared.thinking.formats import GENERIC
 from shared.thinking.sampling import Sampling
@@ -79,7 +78,7 @@ def submit(model: Path) -> uuid.UUID:
             "sampling": Sampling(max_thought_tokens=20, max_response_tokens=20).model_dump(),
         }
         payload = {"start": 0, "prompts": [{"text": "Say something.", "checks": []}]}
-        jobs.submit(session, JobKind.generate, params, [NewShard(payload)], job_id=job_id)
+        submit_job(session, JobKind.generate, params, [NewShard(payload)], job_id=job_id)
     return job_id
 
 

@@ -7,8 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.db.tables import Dataset, Iteration, IterationPrompt, Job, JobKind, Prompt, Split
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, submit_job
 from tests.support import factories
 from workers.generate.prompts import longer_prompts, place_of
 
@@ -36,7 +35,7 @@ def job_of(session: Session, dataset: Dataset, *without: Prompt) -> Job:
     ids = [row.id for row in taken if row.split is Split.train]
     shards = [NewShard({"start": 0, "prompt_ids": ids})]
     new = uuid.uuid4()
-    job, _ = jobs.submit(
+    job, _ = submit_job(
         session, JobKind.generate, {}, shards, job_id=new, iteration_id=iteration.id
     )
     return job

@@ -9,8 +9,7 @@ from sqlalchemy import select
 
 from shared.db.engine import transaction
 from shared.db.tables import Completion, Job, JobKind, Judgment, Shard, Status
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, get_job, submit_job
 from shared.schemas.requests import JudgeItem
 from shared.thinking.formats import GENERIC
 from tests.support.judge_server import JudgeServer, Messages, running
@@ -53,7 +52,7 @@ def generated(responses: tuple[str, ...] = RESPONSES) -> uuid.UUID:
     job_id = uuid.uuid4()
     with transaction() as session:
         payload = {"start": 0, "prompts": PROMPTS}
-        jobs.submit(session, JobKind.generate, {}, [NewShard(payload)], job_id=job_id)
+        submit_job(session, JobKind.generate, {}, [NewShard(payload)], job_id=job_id)
         session.flush()
         shard = session.scalars(select(Shard).where(Shard.job_id == job_id)).one()
         shard.status = Status.succeeded
@@ -93,14 +92,14 @@ def judged(
     with transaction() as session:
         shards = session.scalars(select(Shard.id).where(Shard.job_id == of)).all()
         news = [NewShard({"generate_shard_id": s}, after_shard_id=s) for s in shards]
-        jobs.submit(session, JobKind.judge, params, news, job_id=job_id)
+        submit_job(session, JobKind.judge, params, news, job_id=job_id)
         session.get_one(Job, of).status = Status.succeeded
     stage.main(job_id, "worker", url)
     with transaction() as session:
         rows = session.scalars(
             select(Judgment).where(Judgment.job_id == job_id).order_by(Judgment.completion_id)
         )
-        return jobs.get(session, job_id), list(rows)
+        return get_job(session, job_id), list(rows)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from services.coordinator.iterations.state import job_id
 from shared.db.engine import transaction
 from shared.db.tables import Iteration, Job, JobKind, Judgment, Model, Pair, Shard, Status
 from shared.errors import Conflict
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, submit_job
 from shared.registry.models import resolve, training_folder
 from shared.settings import get_settings
 from tests.support import factories
@@ -49,7 +48,7 @@ def pruned(iteration_id: uuid.UUID) -> Job:
     with transaction() as session:
         session.get_one(Iteration, iteration_id).pruned_at = datetime.now(UTC)
         params = {"iteration_id": str(iteration_id)}
-        jobs.submit(session, JobKind.prune, params, [NewShard({})], job_id=id_)
+        submit_job(session, JobKind.prune, params, [NewShard({})], job_id=id_)
     prune.main(id_, "worker")
     with transaction() as session:
         return session.get_one(Job, id_)
@@ -118,7 +117,7 @@ def test_what_an_unfinished_job_begins_with_stays() -> None:
     [failed] = ended(FAILED)
     with transaction() as session:
         params = {"model": str(checkpoint(failed, 1))}
-        jobs.submit(session, JobKind.train, params, [NewShard({})], job_id=uuid.uuid4())
+        submit_job(session, JobKind.train, params, [NewShard({})], job_id=uuid.uuid4())
     pruned(failed)
     assert path_of(checkpoint(failed, 1)) is not None
     assert path_of(checkpoint(failed, 2)) is None
@@ -212,7 +211,7 @@ def test_pruning_sees_the_job_that_was_first() -> None:
         thread.start()
         waits(thread)
         params = {"model": str(model_id)}
-        jobs.submit(session, JobKind.train, params, [NewShard({})], job_id=uuid.uuid4())
+        submit_job(session, JobKind.train, params, [NewShard({})], job_id=uuid.uuid4())
     thread.join()
     assert path_of(model_id) is not None
 

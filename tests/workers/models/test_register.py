@@ -15,8 +15,7 @@ from sqlalchemy import Engine, select
 
 from shared.db.engine import transaction
 from shared.db.tables import Job, JobKind, Shard, Status
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, submit_job
 from tests.support import factories
 from workers.models import register
 
@@ -31,7 +30,7 @@ def submitted() -> uuid.UUID:
         model = factories.model(session, path=None, weights_sha256=None)
         params = {"model_id": str(model.id), "source": "some/model"}
         job_id = uuid.uuid4()
-        jobs.submit(session, JobKind.register, params, [NewShard({})], job_id=job_id)
+        submit_job(session, JobKind.register, params, [NewShard({})], job_id=job_id)
         return job_id
 
 

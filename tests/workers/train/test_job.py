@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 
 from shared.db.engine import transaction
 from shared.db.tables import Job, JobKind, Model, Shard, Status
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import Claim, LeaseLost, NewShard
+from shared.jobs.job import NewShard, submit_job
+from shared.jobs.shards import Claim, LeaseLost, claim_shard
 from shared.registry.models import training_folder
 from shared.schemas.requests import Training
 from shared.settings import get_settings
@@ -44,7 +44,7 @@ def submit(training: Training) -> uuid.UUID:
             "training": training.model_dump(mode="json"),
         }
         shards = [NewShard({"pairs": tiny_model.some_pairs(4)})]
-        jobs.submit(session, JobKind.train, params, shards, job_id=job_id)
+        submit_job(session, JobKind.train, params, shards, job_id=job_id)
     return job_id
 
 
@@ -179,7 +179,7 @@ def test_a_checkpoint_knows_what_led_to_it(
     evaluated_runs.sampled(session, iteration, [])
     job_id = uuid.uuid4()
     of = None if own_pairs else iteration.id
-    jobs.submit(session, JobKind.train, {}, [NewShard({})], job_id=job_id, iteration_id=of)
+    submit_job(session, JobKind.train, {}, [NewShard({})], job_id=job_id, iteration_id=of)
     judged = session.scalars(select(Job).where(Job.step == "judge")).one()
     judged.result = {"versions": {"judge": "verifier/1"}}
     result = {
@@ -208,7 +208,7 @@ def test_a_training_that_is_woken_late_does_not_take_the_folder_back(
 
     def claim(worker: str, lease: float) -> Claim:
         with transaction() as session:
-            taken = jobs.claim(session, job_id, worker=worker, lease_seconds=lease, max_attempts=3)
+            taken = claim_shard(session, job_id, worker=worker, lease_seconds=lease, max_attempts=3)
         assert taken is not None
         return taken
 

@@ -13,9 +13,9 @@ from services.coordinator.operations.metrics import Record, figures
 from shared.db import engine as db
 from shared.db.engine import transaction
 from shared.db.tables import Job, JobKind, Shard
-from shared.jobs import lifecycle as jobs
 from shared.jobs import recovery
-from shared.jobs.lifecycle import Claim, NewShard
+from shared.jobs.job import NewShard, submit_job
+from shared.jobs.shards import Claim, claim_shard, fail_shard, finish_shard, hand_back_shard
 from shared.settings import get_settings
 
 Values = dict[tuple[str, ...], float]
@@ -33,11 +33,11 @@ def values(session: Session) -> Values:
 
 def submit(session: Session, kind: JobKind, *after: int | None) -> Job:
     new = [NewShard({}, id_) for id_ in after]
-    return jobs.submit(session, kind, {}, new, job_id=uuid.uuid4())[0]
+    return submit_job(session, kind, {}, new, job_id=uuid.uuid4())[0]
 
 
 def claim(session: Session, job: Job, lease: float = 30) -> Claim:
-    taken = jobs.claim(session, job.id, worker="w", lease_seconds=lease, max_attempts=3)
+    taken = claim_shard(session, job.id, worker="w", lease_seconds=lease, max_attempts=3)
     assert taken is not None
     return taken
 
@@ -61,7 +61,7 @@ def test_a_shard_that_ends_is_counted_with_its_seconds_and_tokens(session: Sessi
         # Its end is Postgres's now(), which is when this test began.
         begun = func.now() - timedelta(seconds=5)
         session.execute(update(Shard).where(Shard.id == held.shard_id).values(started_at=begun))
-        jobs.finish(session, held, {"tokens": tokens})
+        finish_shard(session, held, {"tokens": tokens})
     found = values(session)
     assert found["tokens_total", "generate"] == 42
     assert found["shard_seconds_count", "generate"] == 2
@@ -72,7 +72,7 @@ def test_a_shard_that_ends_is_counted_with_its_seconds_and_tokens(session: Sessi
 
 def test_tokens_of_a_judge_that_is_a_chat_model_count(session: Session) -> None:
     job = submit(session, JobKind.judge, None)
-    jobs.finish(session, claim(session, job), {"completion_tokens": 7, "prompt_tokens": 100})
+    finish_shard(session, claim(session, job), {"completion_tokens": 7, "prompt_tokens": 100})
     assert values(session)["tokens_total", "judge"] == 7
 
 
@@ -91,8 +91,8 @@ def test_a_lease_is_lost_when_another_takes_the_shard_and_at_the_last_attempt(
 
 def test_what_is_handed_back_or_failed_is_no_lost_lease(session: Session) -> None:
     job = submit(session, JobKind.train, None, None)
-    jobs.hand_back(session, claim(session, job), {})
-    jobs.fail(session, claim(session, job), {"code": "x"}, max_attempts=3)
+    hand_back_shard(session, claim(session, job), {})
+    fail_shard(session, claim(session, job), {"code": "x"}, max_attempts=3)
     assert values(session)["leases_lost_total", "train"] == 0
 
 

@@ -23,8 +23,8 @@ from services.coordinator.operations import trace_export
 from services.coordinator.operations.trace_export import GIVE_UP_AFTER, export_ended
 from shared.db.engine import transaction
 from shared.db.tables import Iteration, JobKind, Status
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, cancel_job, submit_job
+from shared.jobs.shards import claim_shard, finish_shard
 from tests.support import evaluated_runs, factories
 from tests.support.waiting import until
 
@@ -80,7 +80,7 @@ def exporter(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def run_job(session: Session, iteration: Iteration, kind: JobKind, step: str, shards: int) -> None:
-    job, _ = jobs.submit(
+    job, _ = submit_job(
         session,
         kind,
         {"prompt": SECRET},
@@ -91,9 +91,9 @@ def run_job(session: Session, iteration: Iteration, kind: JobKind, step: str, sh
     )
     for n in range(shards):
         worker = f"host:{n % 2}"
-        held = jobs.claim(session, job.id, worker=worker, lease_seconds=30, max_attempts=3)
+        held = claim_shard(session, job.id, worker=worker, lease_seconds=30, max_attempts=3)
         assert held is not None
-        jobs.finish(session, held, {"tokens": 10})
+        finish_shard(session, held, {"tokens": 10})
 
 
 @pytest.fixture
@@ -198,14 +198,14 @@ def test_it_waits_for_the_jobs_of_the_iteration(
     iteration: Iteration, collector: Collector, exporter: OTLPSpanExporter
 ) -> None:
     with transaction() as session:
-        late, _ = jobs.submit(
+        late, _ = submit_job(
             session, JobKind.judge, {}, [NewShard({})], job_id=uuid.uuid4(),
             iteration_id=iteration.id,
         )  # fmt: skip
     export_ended(exporter)
     assert collector.bodies == []
     with transaction() as session:
-        jobs.cancel(session, late.id)
+        cancel_job(session, late.id)
     export_ended(exporter)
     assert "judge" in {span.name for span in collector.spans()}
 

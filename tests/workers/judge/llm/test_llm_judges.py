@@ -20,8 +20,7 @@ from starlette.routing import Route
 from shared import log
 from shared.db.engine import transaction
 from shared.db.tables import JobKind, JudgeAnswer
-from shared.jobs import lifecycle as jobs
-from shared.jobs.lifecycle import NewShard
+from shared.jobs.job import NewShard, submit_job
 from shared.schemas.judges import AnySpec, judge_spec
 from shared.schemas.requests import JudgeItem
 from shared.vllm.answers import EngineFailed
@@ -61,7 +60,7 @@ def a_job(spec: AnySpec) -> uuid.UUID:
         return job_id
     with transaction() as session:
         params = {"judge": spec.model_dump(mode="json")}
-        jobs.submit(session, JobKind.judge, params, [NewShard({})], job_id=job_id)
+        submit_job(session, JobKind.judge, params, [NewShard({})], job_id=job_id)
     return job_id
 
 

@@ -1,9 +1,7 @@
-"""A job's life: submit, claim, renew, finish, fail, cancel. What brings lost work back is in
-`shared/jobs/recovery.py`.
+"""The life of a shard: claimed, renewed, then finished, failed or handed back.
 
-Jobs are rows and messages are hints (`docs/decisions/0001-one-message-a-job.md`). A worker owns a
-shard while its lease lasts; every write it makes is conditional on the token it got when it
-claimed, so a worker that was suspended and woken cannot commit over its successor.
+A worker owns a shard while its lease lasts. Every write it makes is conditional on the token it got
+when it claimed, so a worker that was suspended and woken cannot commit over its successor.
 """
 
 import uuid
@@ -12,13 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, Select, and_, func, insert, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy import ColumnElement, CursorResult, Select, and_, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from shared.db.engine import notify
-from shared.db.tables import UNFINISHED, Job, JobKind, Json, Shard, Status
-from shared.errors import Conflict, NotFound
+from shared.db.tables import UNFINISHED, Job, Json, Shard, Status
+from shared.jobs.job import end_job, get_job
 
 RETRY_DELAY = timedelta(seconds=2)
 """Wait before the second attempt; doubled for each one after it."""
@@ -26,12 +23,6 @@ RETRY_DELAY = timedelta(seconds=2)
 
 class LeaseLost(Exception):
     """The shard belongs to another worker now, or its job has ended; drop the work."""
-
-
-@dataclass(frozen=True)
-class NewShard:
-    payload: Json
-    after_shard_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,60 +35,6 @@ class Claim:
     payload: Json
     attempt: int
     token: uuid.UUID
-
-
-def submit(
-    session: Session,
-    kind: JobKind,
-    params: Mapping[str, Any],
-    shards: Iterable[NewShard],
-    *,
-    job_id: uuid.UUID,
-    iteration_id: uuid.UUID | None = None,
-    step: str | None = None,
-) -> tuple[Job, bool]:
-    """Insert a job with its shards; returns it, and whether it is new.
-
-    Repeating a submission finds the first one's job. Another body under the same id is a
-    `Conflict`.
-    """
-    values = {
-        "id": job_id,
-        "kind": kind,
-        "params": dict(params),
-        "iteration_id": iteration_id,
-        "step": step,
-        "status": Status.queued,
-    }
-    inserted = session.execute(
-        pg_insert(Job).values(values).on_conflict_do_nothing().returning(Job.id)
-    ).scalar()
-    job = get(session, job_id)
-    if inserted is None:
-        if job.kind != kind or job.params != dict(params):
-            raise Conflict(f"job {job_id} exists with another request", param="id")
-        return job, False
-    rows = [
-        {
-            "job_id": job_id,
-            "index": i,
-            "payload": s.payload,
-            "after_shard_id": s.after_shard_id,
-            "status": Status.queued,
-        }
-        for i, s in enumerate(shards)
-    ]
-    session.execute(insert(Shard), rows)
-    return job, True
-
-
-def get(session: Session, job_id: uuid.UUID, *, lock: bool = False) -> Job:
-    query = select(Job).where(Job.id == job_id).execution_options(populate_existing=True)
-    # Not FOR UPDATE: rows of other shards that refer to the job, not yet committed, would block it.
-    job = session.scalar(query.with_for_update(key_share=True) if lock else query)
-    if job is None:
-        raise NotFound(f"no job {job_id}", param="id")
-    return job
 
 
 def past_grace_period(lease_seconds: float) -> ColumnElement[bool]:
@@ -134,7 +71,7 @@ def claimable(lease_seconds: float) -> ColumnElement[bool]:
 def has_work(
     session: Session, job_id: uuid.UUID, *, lease_seconds: float, max_attempts: int
 ) -> bool:
-    """Whether `claim` would find a shard."""
+    """Whether `claim_shard` would find a shard."""
     query = _claimable_of(job_id, lease_seconds, max_attempts)
     return session.scalar(query.limit(1)) is not None
 
@@ -146,7 +83,7 @@ def _claimable_of(job_id: uuid.UUID, lease_seconds: float, max_attempts: int) ->
     )
 
 
-def claim(
+def claim_shard(
     session: Session,
     job_id: uuid.UUID,
     *,
@@ -190,7 +127,7 @@ def _from_now(seconds: float) -> ColumnElement[datetime]:
     return func.clock_timestamp() + timedelta(seconds=seconds)
 
 
-def renew(
+def renew_lease(
     session: Session, claim: Claim, *, lease_seconds: float, progress: Json | None = None
 ) -> None:
     """Extend the lease and record progress; `LeaseLost` when the shard is no longer ours."""
@@ -200,7 +137,7 @@ def renew(
     _write(session, claim, values)
 
 
-def count_anew(session: Session, claim: Claim) -> None:
+def reset_attempts(session: Session, claim: Claim) -> None:
     """What was done since the claim stays done, so attempts are counted from here."""
     _write(session, claim, {"attempt": 1})
 
@@ -216,10 +153,10 @@ def holds_expired(session: Session, job_id: uuid.UUID, worker: str) -> bool:
     return session.scalar(query.limit(1)) is not None
 
 
-def finish(session: Session, claim: Claim, result: Json) -> None:
+def finish_shard(session: Session, claim: Claim, result: Json) -> None:
     """Commit a shard; ends the job when it was the last one. Rows it made go in the same
     transaction, so they exist exactly when the shard has succeeded."""
-    job = get(session, claim.job_id, lock=True)
+    job = get_job(session, claim.job_id, lock=True)
     _write(
         session,
         claim,
@@ -240,7 +177,7 @@ def finish(session: Session, claim: Claim, result: Json) -> None:
             select(Shard.result).where(Shard.job_id == job.id).order_by(Shard.index)
         )
         job.result = merge_results(r for r in results if r)
-        _end(session, job, Status.succeeded)
+        end_job(session, job, Status.succeeded)
     notify(session, f"job {job.id}")
 
 
@@ -254,11 +191,11 @@ def merge_results(results: Iterable[Json]) -> Json:
     return merged
 
 
-def fail(
+def fail_shard(
     session: Session, claim: Claim, error: Json, *, max_attempts: int, retry: bool = True
 ) -> None:
     """Give a shard back for another attempt, or end its job once the attempts are used up."""
-    job = get(session, claim.job_id, lock=True)
+    job = get_job(session, claim.job_id, lock=True)
     attempt = session.scalar(select(Shard.attempt).where(Shard.id == claim.shard_id)) or 1
     if retry and attempt < max_attempts:
         delay = RETRY_DELAY.total_seconds() * 2 ** (attempt - 1)
@@ -267,34 +204,17 @@ def fail(
         job.sent_at = None  # the sweeper sends again as soon as the delay is over
     else:
         _write(session, claim, {"status": Status.failed, "error": error, "finished_at": func.now()})
-        _end(session, job, Status.failed, error)
+        end_job(session, job, Status.failed, error)
     notify(session, f"job {job.id}")
 
 
-def hand_back(session: Session, claim: Claim, payload: Json) -> None:
+def hand_back_shard(session: Session, claim: Claim, payload: Json) -> None:
     """Queue the shard again, to be done otherwise; this attempt does not count."""
-    job = get(session, claim.job_id, lock=True)
+    job = get_job(session, claim.job_id, lock=True)
     values = {"status": Status.queued, "attempt": Shard.attempt - 1, "lease_until": None}
     _write(session, claim, {**values, "payload": payload})
     job.sent_at = None
     notify(session, f"job {job.id}")
-
-
-def fail_job(session: Session, job_id: uuid.UUID, error: Json) -> None:
-    """End a job that cannot run at all, such as one whose engine does not start."""
-    job = get(session, job_id, lock=True)
-    if not job.status.terminal:
-        _end(session, job, Status.failed, error)
-        notify(session, f"job {job_id}")
-
-
-def cancel(session: Session, job_id: uuid.UUID) -> Job:
-    """End a job that has not ended. Its workers lose their leases and stop."""
-    job = get(session, job_id, lock=True)
-    if not job.status.terminal:
-        _end(session, job, Status.cancelled)
-        notify(session, f"cancel {job_id}")
-    return job
 
 
 def _write(session: Session, claim: Claim, values: Mapping[str, Any]) -> None:
@@ -308,14 +228,3 @@ def _write(session: Session, claim: Claim, values: Mapping[str, Any]) -> None:
     )
     if cast("CursorResult[Any]", result).rowcount != 1:
         raise LeaseLost(f"shard {claim.index} of job {claim.job_id}")
-
-
-def _end(session: Session, job: Job, status: Status, error: Json | None = None) -> None:
-    job.status, job.error, job.finished_at = status, error, datetime.now(UTC)
-    if status is not Status.succeeded:
-        session.execute(
-            update(Shard)
-            .where(Shard.job_id == job.id, Shard.status.in_(UNFINISHED))
-            .values(status=Status.cancelled, token=None, finished_at=func.now())
-        )
-    session.flush()
