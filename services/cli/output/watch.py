@@ -12,11 +12,11 @@ from services.cli.api.client import Client, Object, PlatformAway, RequestFailed
 from services.cli.errors import CliError
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
-POLL_SECONDS = 1.0
-PLAIN_SECONDS = 15.0
-"""How often the plain form repeats the state of a stage."""
-AWAY_SECONDS = 600.0
-"""How long a platform may be away, as while it is brought to a newer version."""
+POLL_INTERVAL_S = 1.0
+PLAIN_INTERVAL_S = 15.0
+"""Seconds after which the plain form repeats the state of a stage."""
+MAX_AWAY_S = 600.0
+"""Seconds to wait for a platform that does not answer, for example while it is upgraded."""
 BAR_WIDTH = 24
 _STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
@@ -24,35 +24,51 @@ _STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running
 def watch(client: Client, run_id: str, console: Console) -> list[Object]:
     """Show a run until all its iterations have ended; returns them.
 
-    Raises `CliError` where the platform is away for longer than `AWAY_SECONDS`.
+    Raises `CliError` when the platform stays away for longer than `MAX_AWAY_S`.
     """
     view = _LiveView(console) if console.is_terminal else _PlainView(console)
+    iterations: list[Object] = []
     with view:
         while True:
-            iterations = _look(client, run_id, view)
+            iterations = _retry_while_away(client, run_id, iterations, view)
             view.show(iterations)
             if all(iteration["status"] in TERMINAL for iteration in iterations):
                 return iterations
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_INTERVAL_S)
 
 
-def _look(client: Client, run_id: str, view: "_LiveView | _PlainView") -> list[Object]:
-    """The run's iterations, once the platform says them."""
+def _retry_while_away(
+    client: Client, run_id: str, before: list[Object], view: "_LiveView | _PlainView"
+) -> list[Object]:
     since = time.monotonic()
     while True:
         try:
-            return client.iterations(run_id)
+            return _refreshed(client, run_id, before)
         except (PlatformAway, RequestFailed) as error:
             if isinstance(error, RequestFailed) and error.status < 500:
                 raise
             away = time.monotonic() - since
-            if away > AWAY_SECONDS:
+            if away > MAX_AWAY_S:
                 raise CliError(
-                    f"{error}\nIt has been away for {duration(away)}. The run is kept and goes on "
-                    f"with the platform; `forethought report {run_id}` shows what came of it."
+                    f"{error}\nIt has not answered for {duration(away)}. The run is kept and goes "
+                    f"on with the platform. To see its result: forethought report {run_id}"
                 ) from None
             view.show_away(away)
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_INTERVAL_S)
+
+
+def _refreshed(client: Client, run_id: str, before: list[Object]) -> list[Object]:
+    """The run's iterations as they are now.
+
+    A list holds the reports of all iterations, so it is asked for at the start and when an
+    iteration has ended. In between, only the iteration at work is asked for.
+    """
+    at_work = next((i for i in before if i["status"] not in TERMINAL), None)
+    if at_work is not None:
+        now = client.iteration(at_work["id"])
+        if now is not None and now["status"] not in TERMINAL:
+            return [now if i is at_work else i for i in before]
+    return client.iterations(run_id)
 
 
 def describe(progress: Object) -> str:
@@ -76,8 +92,8 @@ def duration(seconds: float) -> str:
 
 def _away(seconds: float) -> str:
     return (
-        f"the platform is away, for {duration(seconds)} now; the run goes on when it is back "
-        f"(waiting up to {duration(AWAY_SECONDS)})"
+        f"the platform has not answered for {duration(seconds)}; the run goes on when it is back "
+        f"(waiting up to {duration(MAX_AWAY_S)})"
     )
 
 
@@ -114,7 +130,7 @@ class _PlainView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._shown: dict[str, tuple[str, float]] = {}
-        self._away_shown_at = -PLAIN_SECONDS
+        self._away_shown_at = -PLAIN_INTERVAL_S
 
     def __enter__(self) -> None:
         pass
@@ -131,14 +147,14 @@ class _PlainView:
             state = status if status in TERMINAL else iteration["stage"]
             before, shown_at = self._shown.get(iteration["id"], ("", 0.0))
             ended = status in TERMINAL
-            if state == before and (ended or now - shown_at < PLAIN_SECONDS):
+            if state == before and (ended or now - shown_at < PLAIN_INTERVAL_S):
                 continue
             self._shown[iteration["id"]] = (state, now)
             detail = _error(iteration) if ended else describe(iteration["progress"])
             self._console.print(f"{_label(iteration)}  {state}  {detail}".rstrip(), markup=False)
 
     def show_away(self, seconds: float) -> None:
-        if (now := time.monotonic()) - self._away_shown_at >= PLAIN_SECONDS:
+        if (now := time.monotonic()) - self._away_shown_at >= PLAIN_INTERVAL_S:
             self._away_shown_at = now
             self._console.print(_away(seconds), markup=False)
 

@@ -114,29 +114,26 @@ def test_watching_shows_progress_until_the_end(
     terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = {"stage": "pair", "message": "no pair is left: 48 ties", "code": "no_pairs"}
-    looks = iter(
-        [
-            [iteration(1, "running"), iteration(2, "queued")],
-            [iteration(1, "succeeded", report=REPORT), iteration(2, "failed", error=error)],
-        ]
-    )
-    monkeypatch.setattr(watch, "POLL_SECONDS", 0)
-    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, json={"data": next(looks)}))
-    console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
-    ended = watch.watch(Client("http://test", None, transport), "run", console)
+    answers = [
+        [iteration(1, "running"), iteration(2, "queued")],
+        iteration(1, "running"),
+        iteration(1, "succeeded"),
+        [iteration(1, "succeeded", report=REPORT), iteration(2, "failed", error=error)],
+    ]
+    monkeypatch.setattr(watch, "POLL_INTERVAL_S", 0)
+    ended, shown = watched(iter(answers), terminal)
     assert [i["status"] for i in ended] == ["succeeded", "failed"]
-    assert isinstance(console.file, io.StringIO)
-    shown = console.file.getvalue()
     if not terminal:  # a terminal shows only its newest state, when it is redrawn
         assert "3/12 shards · 145 tokens/s · 1 min 15 s left" in shown
     assert "in pair: no pair is left: 48 ties" in shown
 
 
-AWAY = "the platform is away"
+AWAY = "the platform has not answered"
 
 
 def watched(answers: Iterator[Any], terminal: bool = False) -> tuple[list[Any], str]:
-    """What is returned and shown where the platform answers so: an error, a status, iterations."""
+    """Watch a run whose platform gives these answers, each to the request that it fits: an error, a
+    status, the list of iterations, or one iteration."""
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         match next(answers):
@@ -144,8 +141,12 @@ def watched(answers: Iterator[Any], terminal: bool = False) -> tuple[list[Any], 
                 raise error
             case int() as status:
                 return httpx2.Response(status, json={"error": {"message": "no", "param": None}})
-            case rows:
+            case list() as rows:
+                assert (request.url.path, request.url.params["run_id"]) == ("/iterations", "run")
                 return httpx2.Response(200, json={"data": rows})
+            case row:
+                assert request.url.path == f"/iterations/{row['id']}"
+                return httpx2.Response(200, json=row)
 
     console = Console(file=io.StringIO(), width=200, force_terminal=terminal)
     client = Client("http://test", None, httpx2.MockTransport(answer))
@@ -158,10 +159,11 @@ def watched(answers: Iterator[Any], terminal: bool = False) -> tuple[list[Any], 
 def test_watching_goes_on_when_the_platform_is_back(
     terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "POLL_SECONDS", 0.3 if terminal else 0)  # a terminal is redrawn
+    monkeypatch.setattr(watch, "POLL_INTERVAL_S", 0.3 if terminal else 0)  # a terminal is redrawn
     answers = [
         [iteration(1, "running")],
         *(httpx2.ConnectError("refused"), httpx2.ReadTimeout("late"), 503, 502),
+        iteration(1, "succeeded", report=REPORT),
         [iteration(1, "succeeded", report=REPORT)],
     ]
     ended, shown = watched(iter(answers), terminal)
@@ -174,8 +176,8 @@ def test_watching_goes_on_when_the_platform_is_back(
 
 
 def test_watching_ends_when_the_platform_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(watch, "AWAY_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "POLL_INTERVAL_S", 0.01)
+    monkeypatch.setattr(watch, "MAX_AWAY_S", 0.05)
     refused = itertools.repeat(httpx2.ConnectError("refused"))
     with pytest.raises(CliError, match=r"forethought up(.|\n)*forethought report run"):
         watched(refused)
