@@ -30,8 +30,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         out.print(importlib.metadata.version("forethought"))
         raise typer.Exit
 
@@ -39,7 +39,10 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def forethought(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -50,17 +53,29 @@ def up(
     data_dir: DataOption = DEFAULT,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Of the API; 8000, or another when that is taken."),
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Port of the API. Default: 8000, or a free one when 8000 is taken.",
+        ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = LOOPBACK,
-    quiet: Annotated[bool, typer.Option(help="Print warnings and errors only.")] = False,
+    host: Annotated[str, typer.Option(help="Address that the API listens on.")] = LOOPBACK,
+    quiet: Annotated[bool, typer.Option(help="Print only warnings and errors.")] = False,
 ) -> None:
     """Run the whole platform on this machine until Ctrl-C."""
     started = time.monotonic()
     options = stack.Options(DataDir(data_dir), port, host)
+
+    def say(line: str) -> None:
+        if not quiet:
+            out.print(f"[dim]{plain(line)}[/]")
+
+    def warn(line: str) -> None:
+        err.print(f"[yellow]{plain(line)}[/]")
+
     with readable_errors(), stoppable():
         try:
-            with stack.running(options, say=_say(quiet), warn=_warn) as platform:
+            with stack.running(options, say, warn) as platform:
                 if not quiet:
                     _greet(platform, options, time.monotonic() - started)
                 platform.supervisor.supervise()
@@ -69,37 +84,26 @@ def up(
                 out.print("stopped")
 
 
-def _say(quiet: bool) -> stack.Say:
-    return (lambda _: None) if quiet else (lambda line: out.print(f"[dim]{plain(line)}[/]"))
-
-
-def _warn(line: str) -> None:
-    err.print(f"[yellow]{plain(line)}[/]")
-
-
 def _greet(platform: stack.Stack, options: stack.Options, seconds: float) -> None:
     urls = {name: platform.env[f"FORETHOUGHT_{name.upper()}_URL"] for name in stack.JOB_SERVICES}
+    # On another address than loopback this output may be a log that others read.
+    key = platform.key if options.host == LOOPBACK else f"in {options.data.key}"
     out.print(
         f"[bold green]Forethought runs[/] at [bold]{platform.url}[/] (ready in {seconds:.1f} s)\n"
         f"  API description  {platform.url}/docs\n"
         f"  chat             {platform.url}/v1 (OpenAI's API)\n"
         f"  job services     {', '.join(f'{name} {url}' for name, url in urls.items())}\n"
-        f"  API key          {_shown_key(platform, options)}\n"
+        f"  API key          {key}\n"
         f"  data and logs    {options.data.root}\n"
         "In another terminal: forethought iterate -f config.yaml --watch\n"
-        "Ctrl-C stops everything."
+        "To stop everything: Ctrl-C"
     )
-
-
-def _shown_key(platform: stack.Stack, options: stack.Options) -> str:
-    """Where others reach the platform, its output may be a log that they read."""
-    return platform.key if options.host == LOOPBACK else f"in {options.data.key}"
 
 
 @app.command("demo")
 def demo_(data_dir: DataOption = DEFAULT) -> None:
     """Run two iterations on the bundled model and chat with the result."""
-    from services.cli.commands import demo  # noqa: PLC0415 (openai: a third of a command's start)
+    from services.cli.commands import demo  # noqa: PLC0415 (openai is a third of the start time)
 
     with readable_errors(), stoppable():
         try:
@@ -120,11 +124,15 @@ app.command("audit")(keys_commands.audit)
 
 @app.command()
 def chat(
-    message: Annotated[str | None, typer.Argument(help="A question; none: a conversation.")] = None,
-    model: Annotated[str | None, typer.Option("-m", "--model", help="Default: served one.")] = None,
+    message: Annotated[
+        str | None, typer.Argument(help="One question. Without it, a conversation starts.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="Default: the served model.")
+    ] = None,
     data_dir: DataOption = DEFAULT,
 ) -> None:
-    """Chat with the model that is served; its thoughts stay hidden."""
+    """Chat with the served model. Its thoughts stay hidden."""
     from services.cli.api import ask  # noqa: PLC0415 (openai, as above)
 
     with readable_errors():
@@ -142,7 +150,7 @@ def chat(
 
 
 def _print(stream: Iterator[str]) -> str:
-    """The pieces as they come; returns them as one."""
+    """Print the pieces as they arrive; returns the whole text."""
     pieces = []
     for piece in stream:
         out.print(piece, end="", markup=False)
@@ -153,7 +161,7 @@ def _print(stream: Iterator[str]) -> str:
 
 def _questions() -> Iterator[str]:
     if sys.stdin.isatty():
-        err.print("[dim]Ctrl-D ends the conversation.[/]")
+        err.print("[dim]To end the conversation: Ctrl-D[/]")
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
@@ -166,27 +174,28 @@ def _questions() -> Iterator[str]:
 @app.command()
 def prune(
     older_than: Annotated[
-        float, typer.Option(min=0, metavar="DAYS", help="Since the last of a run ended.")
+        float,
+        typer.Option(min=0, metavar="DAYS", help="Days since the last iteration of a run ended."),
     ],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be deleted.")
+        bool, typer.Option("--dry-run", help="Only print what would be deleted.")
     ] = False,
     data_dir: DataOption = DEFAULT,
 ) -> None:
-    """Delete completions and checkpoints that no named or promoted model was made from."""
+    """Delete old completions and checkpoints. What led to a named or promoted model is kept."""
     with readable_errors():
         client = connect(DataDir(data_dir))
-        found = client.prune(older_than, dry_run)
+        counts = client.prune(older_than, dry_run)
         out.print(
             f"{'would delete' if dry_run else 'deleting'}: "
-            f"{found['completions']} completions and {found['checkpoints']} checkpoints "
-            f"({found['bytes'] / 2**20:.1f} MiB) of {found['iterations']} iterations"
+            f"{counts['completions']} completions and {counts['checkpoints']} checkpoints "
+            f"({counts['bytes'] / 2**20:.1f} MiB) of {counts['iterations']} iterations"
         )
 
 
 @app.command("doctor")
 def doctor_(data_dir: DataOption = DEFAULT) -> None:
-    """Check what this machine has and say what to fix."""
+    """Check this machine and say what to fix."""
     findings = list(doctor.examine(DataDir(data_dir)))
     table = Table("", "", "", box=None, show_header=False)
     for finding in findings:

@@ -15,7 +15,7 @@ MAX_WAIT_SECONDS = 5.0
 
 
 def chat_client(url: str, key: str | None) -> openai.OpenAI:
-    """A client of the platform at `url`; it does not retry by itself, `ask` does."""
+    """Make a client of the platform at `url`. It does not retry; `ask` does."""
     return openai.OpenAI(
         base_url=f"{url}/v1",
         api_key=key or "none",
@@ -28,11 +28,13 @@ def ask(
     client: openai.OpenAI,
     model: str,
     messages: Messages,
-    most_tokens: int,
+    max_tokens: int,
     waiting: Callable[[], None],
 ) -> ChatCompletion:
-    """The likeliest answer of at most `most_tokens`, its thought included; waits while the model is
-    loading, calling `waiting` each time it is told so."""
+    """Ask for a greedy answer of at most `max_tokens` tokens, its thought included.
+
+    Waits while the model is being loaded, and calls `waiting` before each retry.
+    """
     deadline = time.monotonic() + LOADING_SECONDS
     with _readable_errors():
         while True:
@@ -40,7 +42,7 @@ def ask(
                 return client.chat.completions.create(
                     model=model,
                     messages=messages,
-                    max_completion_tokens=most_tokens,
+                    max_completion_tokens=max_tokens,
                     temperature=0,
                 )
             except openai.InternalServerError as error:
@@ -51,7 +53,7 @@ def ask(
 
 
 def stream(client: openai.OpenAI, model: str, messages: Messages) -> Iterator[str]:
-    """The answer's pieces as they come; raises `CliError` on an error answer."""
+    """Yield the pieces of an answer as they arrive. Raises `CliError` on an error."""
     with _readable_errors():
         chunks = client.chat.completions.create(model=model, messages=messages, stream=True)
         for chunk in chunks:
@@ -60,13 +62,13 @@ def stream(client: openai.OpenAI, model: str, messages: Messages) -> Iterator[st
 
 
 def default_model(client: openai.OpenAI) -> str:
-    """The model that chat serves; raises `CliError` while there is none."""
+    """Return the model that chat serves. Raises `CliError` when there is none."""
     with _readable_errors():
         for model in client.models.list():
             return model.id
     raise CliError(
-        "no model is served: one that was promoted may still be loading; else run an iteration, or "
-        "promote one with POST /models/{id}/promote"
+        "no model is served. A model that was just promoted may still be loading: try again in a "
+        "minute. Otherwise run an iteration, or promote a model with POST /models/{id}/promote"
     )
 
 

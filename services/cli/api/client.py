@@ -13,11 +13,11 @@ Object = dict[str, Any]
 PAGE_ROWS = 200
 PATIENCE_S = 30.0
 REGISTRATION_S = 600.0
-"""How long a model may take to be registered."""
+"""Seconds that the registration of a model may take."""
 
 
 class PlatformAway(CliError):
-    """No platform answers, or not in time."""
+    """No platform answers, or it answers too late."""
 
 
 class RequestFailed(CliError):
@@ -26,27 +26,24 @@ class RequestFailed(CliError):
     def __init__(self, response: httpx2.Response) -> None:
         self.status = response.status_code
         self.retry_after = response.headers.get("Retry-After")
-        super().__init__(_describe(response))
-
-
-def _describe(response: httpx2.Response) -> str:
-    """The envelope's message, led by the field it names."""
-    try:
-        error = response.json()["error"]
-        message, param = str(error["message"]), error.get("param")
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP {response.status_code} from {response.request.url}"
-    return message if param is None or message.startswith(param) else f"{param}: {message}"
+        try:
+            error = response.json()["error"]
+            message, param = str(error["message"]), error.get("param")
+        except (ValueError, KeyError, TypeError):
+            message, param = f"HTTP {response.status_code} from {response.request.url}", None
+        named = param is None or message.startswith(param)
+        super().__init__(message if named else f"{param}: {message}")
 
 
 class Client:
-    """Every method raises `RequestFailed` on an error answer and `PlatformAway` without one."""
+    """Client of the coordinator. Every method raises `RequestFailed` when the answer is an error,
+    and `PlatformAway` when there is no answer."""
 
     def __init__(
         self, url: str, key: str | None, transport: httpx2.BaseTransport | None = None
     ) -> None:
         self.url, self.key = url.rstrip("/"), key
-        # A local address; proxies of the environment are not meant for it.
+        # The address is usually local: a proxy from the environment would not reach it.
         self._http = httpx2.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -67,25 +64,25 @@ class Client:
             response = self._http.request(method, path, **options)
         except (httpx2.ReadTimeout, httpx2.WriteTimeout):
             raise PlatformAway(
-                f"the platform at {self.url} did not answer within {PATIENCE_S:.0f} s. It may yet "
-                "do what it was asked: look whether it has before you repeat the command."
+                f"the platform at {self.url} did not answer within {PATIENCE_S:.0f} s. It may "
+                "still carry out the request: check this before you repeat the command."
             ) from None
         except httpx2.TransportError as error:
             raise PlatformAway(
                 f"no platform answers at {self.url} ({error}). Start one with `forethought up`, "
-                "or name its address in FORETHOUGHT_COORDINATOR_URL."
+                "or set FORETHOUGHT_COORDINATOR_URL to its address."
             ) from None
         if response.is_error:
             raise RequestFailed(response)
         return response
 
     def start_run(self, config: Object, key: str) -> Object:
-        """The first iteration of a new run. The same `key` never starts a second one."""
+        """Start a run; returns its first iteration. The same `key` never starts a second run."""
         headers = {"Idempotency-Key": key}
         return self._request("POST", "/iterations", json=config, headers=headers)
 
     def iterations(self, run_id: str) -> list[Object]:
-        """All iterations of a run (100 at most), in their order."""
+        """Return all iterations of a run (at most 100) in order, each with its report."""
         page = self._request("GET", "/iterations", params={"run_id": run_id, "limit": 100})
         return sorted(page["data"], key=lambda iteration: int(iteration["number"]))
 
@@ -96,11 +93,11 @@ class Client:
         return self._find(f"/runs/{run_id}/report")
 
     def page(self, path: str) -> str:
-        """A route's HTML."""
+        """Return the HTML of a route."""
         return self._answer("GET", path).text
 
     def rows(self, path: str, **params: Any) -> Iterator[Object]:
-        """All rows of a listed route, a page at a time."""
+        """Yield all rows of a list route, one page at a time."""
         params |= {"limit": PAGE_ROWS}
         while True:
             page = self._request("GET", path, params=params)
@@ -116,14 +113,14 @@ class Client:
         return self._request("POST", f"/iterations/{iteration_id}/resume", json=change)
 
     def model(self, reference: str) -> Object | None:
-        """By id, `name@v1` or `name`; None where there is none."""
+        """Return the model of an id, `name@v1` or `name`, or None."""
         return self._find(f"/models/{reference}")
 
     def register_model(self, name: str, source: str) -> Object:
         return self._request("POST", "/models", json={"name": name, "source": source})
 
     def wait_for_model(self, reference: str) -> Object:
-        """The model once its weights are in the store."""
+        """Wait until the weights of a model are in the store; returns the model."""
         deadline = time.monotonic() + REGISTRATION_S
         while time.monotonic() < deadline:
             model = self._request("GET", f"/models/{reference}")
@@ -133,7 +130,10 @@ class Client:
                 reason = (model["error"] or {}).get("message", "see the worker's log")
                 raise CliError(f"model {reference} could not be registered: {reason}")
             time.sleep(0.5)
-        raise CliError(f"model {reference} is not registered after {REGISTRATION_S:.0f} s")
+        raise CliError(
+            f"model {reference} is not registered after {REGISTRATION_S:.0f} s. Its registration "
+            f"goes on: see GET /models/{reference}"
+        )
 
     def promote(self, reference: str) -> Object:
         return self._request("POST", f"/models/{reference}/promote")
@@ -143,14 +143,14 @@ class Client:
         return self._request("POST", "/prune", json=body)
 
     def create_key(self, name: str, scopes: Iterable[str], **limits: int | None) -> Object:
-        """The new key's row, with the key itself as its `key`."""
+        """Make a key; returns its row, with the key itself in `key`."""
         return self._request("POST", "/keys", json={"name": name, "scopes": [*scopes], **limits})
 
     def revoke_key(self, key_id: str) -> Object:
         return self._request("POST", f"/keys/{key_id}/revoke")
 
     def has_live_key(self) -> bool:
-        """Whether the platform takes this client's key, for whatever it is."""
+        """Tell whether the platform knows this client's key, whatever the key may do."""
         try:
             self._request("GET", "/v1/models")
         except RequestFailed as error:

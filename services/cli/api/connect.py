@@ -1,4 +1,4 @@
-"""Which platform a command talks to, and with which key."""
+"""Choose the platform that a command talks to, and the key for it."""
 
 import os
 
@@ -9,10 +9,10 @@ from services.cli.machine.stack import DEFAULT_PORT
 
 
 def connect(data: DataDir) -> Client:
-    """The platform that the environment names, else the one that runs on `data`.
+    """Connect to the platform that the environment names, or else to the one that runs on `data`.
 
-    The data folder's key is for that one only, and is sent to no other. The service key is taken
-    where there is nothing else: in a container, to make the first key.
+    The key of the data folder is sent only to the platform of that folder. The service key is used
+    when there is no other: in a container, to make the first key.
     """
     running = data.running_url()
     url = os.environ.get("FORETHOUGHT_COORDINATOR_URL") or running

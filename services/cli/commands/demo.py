@@ -1,4 +1,4 @@
-"""`forethought demo`: two iterations on the bundled model, and a chat with the result."""
+"""`forethought demo`: two iterations on the bundled model, then a chat with the result."""
 
 import subprocess
 import sys
@@ -28,10 +28,9 @@ START_SECONDS = 180.0
 
 
 def run(data: DataDir, console: Console) -> None:
-    """Do it all, and leave no process behind.
+    """Run the demo, and leave no process behind.
 
-    Raises:
-        CliError: something did not work; nothing that was done is lost, and a second run reuses it.
+    Raises `CliError` when a step fails. Finished work is kept, and a second run uses it.
     """
     started = time.monotonic()
     with platform(data, console) as url:
@@ -51,12 +50,12 @@ def run(data: DataDir, console: Console) -> None:
 
 @contextmanager
 def platform(data: DataDir, console: Console) -> Iterator[str]:
-    """Address of the platform on this data folder: the one that runs, else one just for us."""
+    """Yield the address of the platform on this data folder; starts one if none is running."""
     if url := data.running_url():
-        console.print(f"using the platform that runs at {url}")
+        console.print(f"using the platform at {url}")
         yield url
         return
-    console.print(f"starting the platform (its logs: {data.logs})")
+    console.print(f"starting the platform (logs in {data.logs})")
     command = [sys.executable, "-m", "services.cli", "up", "--quiet"]
     process = start_companion([*command, "--data-dir", str(data.root)])
     try:
@@ -78,16 +77,16 @@ def _wait_for(process: subprocess.Popen[bytes], data: DataDir) -> str:
 
 
 def prepare_model(client: Client, console: Console) -> None:
-    """Register the bundled model, unless an earlier run has."""
+    """Register the bundled model, unless an earlier run did."""
     model = client.model(SEED_MODEL)
     if model is None or model["status"] == "failed":
-        console.print(f"registering {SEED_MODEL}, which comes with the packages")
+        console.print(f"registering {SEED_MODEL}, which is bundled with the packages")
         client.register_model(SEED_MODEL, "bundled")
     client.wait_for_model(SEED_MODEL)
 
 
 def show(iterations: list[Object], console: Console) -> None:
-    """A table for each iteration; `CliError` when one did not succeed."""
+    """Print a table for each iteration. Raises `CliError` when one did not succeed."""
     for iteration in iterations:
         if iteration["status"] == "succeeded":
             console.print(report.table(iteration))
@@ -100,7 +99,7 @@ def show(iterations: list[Object], console: Console) -> None:
 
 
 def promoted(client: Client, last: Object) -> str:
-    """Reference of the last iteration's model, which chat serves from now on."""
+    """Promote the last iteration's model, unless the rule has; returns its reference."""
     if not last["report"].get("promoted"):
         client.promote(last["result_model"])
     model = client.model(last["result_model"])
@@ -116,7 +115,7 @@ def chat(platform: Client, model: str, console: Console) -> None:
             model,
             [{"role": "user", "content": QUESTION}],
             MAX_TOKENS,
-            waiting=lambda: status.update(f"{model} is being loaded"),
+            waiting=lambda: status.update(f"loading {model}"),
         )
     console.print(f"\n[bold]You:[/] {QUESTION}")
     console.print(f"[bold]{model}:[/]", end=" ")

@@ -1,4 +1,4 @@
-"""`forethought export`: an iteration's answers and pairs for other tools."""
+"""`forethought export`: the answers and pairs of an iteration, for other tools."""
 
 import json
 import os
@@ -19,7 +19,9 @@ from services.cli.output import exports
 from services.cli.output.console import DataOption, out, readable_errors
 from shared.thinking.formats import ThoughtFormat
 
-app = typer.Typer(no_args_is_help=True, help="Write answers and pairs in other tools' formats.")
+app = typer.Typer(
+    no_args_is_help=True, help="Write answers and pairs in the formats of other tools."
+)
 
 
 class Whose(StrEnum):
@@ -28,12 +30,17 @@ class Whose(StrEnum):
     seed = "seed"
 
 
-IterationArgument = Annotated[str, typer.Argument(metavar="ITERATION", help="Its id.")]
+IterationArgument = Annotated[str, typer.Argument(metavar="ITERATION", help="Id of the iteration.")]
 WhoseOption = Annotated[
-    Whose, typer.Option("--of", help="Whose answers: the model made, its parent or its seed.")
+    Whose,
+    typer.Option(
+        "--of", help="Model whose answers are written: the new one, its parent or the seed."
+    ),
 ]
-FileOption = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="To write.")]
-FolderOption = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="To fill.")]
+FileOption = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="File to write.")]
+FolderOption = Annotated[
+    Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write to.")
+]
 
 
 @app.command("alpaca-eval")
@@ -43,7 +50,7 @@ def alpaca_eval(
     of: WhoseOption = Whose.result,
     data_dir: DataOption = DEFAULT,
 ) -> None:
-    """Validation answers as AlpacaEval's `--model_outputs` (or `--reference_outputs`)."""
+    """Write validation answers as AlpacaEval's `--model_outputs` (or `--reference_outputs`)."""
     with readable_errors():
         client, found = _find(iteration, data_dir)
         generator = _name(client, found, of)
@@ -61,11 +68,11 @@ def arena_hard(
     of: WhoseOption = Whose.result,
     questions: Annotated[
         Path | None,
-        typer.Option(help="A question.jsonl; its uids are taken for the same prompts."),
+        typer.Option(help="A question.jsonl. Only its prompts are written, with its uids."),
     ] = None,
     data_dir: DataOption = DEFAULT,
 ) -> None:
-    """Validation answers as a folder of Arena-Hard-Auto's data: question.jsonl and model_answer."""
+    """Write validation answers as Arena-Hard-Auto's data: question.jsonl and model_answer."""
     with readable_errors():
         client, found = _find(iteration, data_dir)
         uids = None if questions is None else _uids(questions)
@@ -87,7 +94,7 @@ def arena_hard(
                 if asked is not None:
                     _line(asked, exports.arena_hard_question(answer))
                 written += 1
-        more = f", {skipped} are no question of {questions}" if skipped else ""
+        more = f"; {skipped} left out, not in {questions}" if skipped else ""
         out.print(f"{file}: {written} answers{more}", markup=False)
 
 
@@ -99,12 +106,12 @@ def preferences(
         bool,
         typer.Option(
             "--with-thoughts",
-            help="Whole outputs; needs a key with the scope `thoughts`.",
+            help="Write whole outputs. Needs a key with the scope `thoughts`.",
         ),
     ] = False,
     data_dir: DataOption = DEFAULT,
 ) -> None:
-    """The iteration's pairs as a Hugging Face preference dataset with its card."""
+    """Write the pairs as a Hugging Face preference dataset with its card."""
     with readable_errors():
         client, found = _find(iteration, data_dir)
         fmt = ThoughtFormat.model_validate(found["config"]["thought_format"])
@@ -119,7 +126,7 @@ def preferences(
                 written += 1
         with _written(output / "README.md") as file:
             file.write(exports.card(found, written, left_out, with_thoughts))
-        more = f", {left_out} pairs are left out: no two different answers" if left_out else ""
+        more = f"; {left_out} pairs left out, without two different answers" if left_out else ""
         out.print(f"{output}: {written} pairs{more}", markup=False)
 
 
@@ -136,7 +143,7 @@ def _answers(client: Client, iteration: str, of: Whose) -> Iterator[Object]:
 
 
 def _name(client: Client, iteration: Object, of: Whose) -> str:
-    """`thinker@v1`; an id where the model has no name."""
+    """Return the model's reference, such as `thinker@v1`, or its id if it has no name."""
     id_ = iteration[f"{of}_model"]
     if id_ is None:
         raise CliError(f"iteration {iteration['id']} is {iteration['status']}: no {of} model yet")
@@ -158,7 +165,7 @@ def _line(file: IO[str], row: Object) -> None:
 
 @contextmanager
 def _written(path: Path) -> Iterator[IO[str]]:
-    """A file that is there whole or not at all; its folder is made."""
+    """Open a file that appears only when it is complete. Makes its folder."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False)  # noqa: SIM115

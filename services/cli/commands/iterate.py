@@ -15,12 +15,14 @@ from services.cli.output import report
 from services.cli.output.console import DataOption, err, out, readable_errors
 from services.cli.output.watch import watch
 
-Follow = Annotated[bool, typer.Option("--watch", help="Show progress, then the report.")]
-Id = Annotated[str, typer.Argument(metavar="ITERATION", help="Its id.")]
+Follow = Annotated[bool, typer.Option("--watch", help="Show the progress, then the report.")]
+Id = Annotated[str, typer.Argument(metavar="ITERATION", help="Id of the iteration.")]
 
 
 def iterate(
-    file: Annotated[Path, typer.Option("-f", "--file", help="YAML: the body of POST /iterations.")],
+    file: Annotated[
+        Path, typer.Option("-f", "--file", help="YAML file: the body of POST /iterations.")
+    ],
     follow: Follow = False,
     data_dir: DataOption = DEFAULT,
 ) -> None:
@@ -36,29 +38,29 @@ def iterate(
 
 
 def cancel(iteration: Id, data_dir: DataOption = DEFAULT) -> None:
-    """Stop an iteration and those after it in its run; what is done is kept."""
+    """Stop an iteration and the later ones of its run. Finished work is kept."""
     with readable_errors():
-        found = connect(DataDir(data_dir)).cancel(iteration)
-        out.print(f"iteration {found['number']} of run {found['run_id']} is {found['status']}")
+        ended = connect(DataDir(data_dir)).cancel(iteration)
+        out.print(f"iteration {ended['number']} of run {ended['run_id']} is {ended['status']}")
 
 
 def resume(
     iteration: Id,
     training: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="YAML: the training's settings anew, all of them."),
+        typer.Option(metavar="FILE", help="YAML file that replaces all settings of the training."),
     ] = None,
     follow: Follow = False,
     data_dir: DataOption = DEFAULT,
 ) -> None:
-    """Take a failed or cancelled iteration up where it ended."""
+    """Continue a failed or cancelled iteration where it ended."""
     with readable_errors():
         client = connect(DataDir(data_dir))
         change = {"training": _read_config(training)} if training else {}
-        found = client.resume(iteration, **change)
-        out.print(f"iteration {found['number']} of run {found['run_id']} goes on")
+        resumed = client.resume(iteration, **change)
+        out.print(f"iteration {resumed['number']} of run {resumed['run_id']} goes on")
         if follow:
-            _follow(client, found["run_id"])
+            _follow(client, resumed["run_id"])
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -67,17 +69,17 @@ def _read_config(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CliError(f"{file}: {error}") from None
     if not isinstance(config, dict):
-        raise CliError(f"{file}: a mapping of settings is expected")
+        raise CliError(f"{file}: expected a mapping of settings, such as `name: thinker`")
     return config
 
 
 def _follow(client: Client, run_id: str) -> None:
-    """Exits with 1 unless all iterations succeed."""
+    """Show a run until it ends. Exits with status 1 unless all its iterations succeed."""
     iterations = watch(client, run_id, out)
     for iteration in iterations:
         if iteration["status"] == "succeeded":
             out.print(report.table(iteration))
-    ended = [i["id"] for i in iterations if i["status"] != "succeeded"]
-    if ended:
-        err.print(f"to go on where it ended: forethought resume {ended[0]} --watch")
+    unfinished = [i["id"] for i in iterations if i["status"] != "succeeded"]
+    if unfinished:
+        err.print(f"to continue where it ended: forethought resume {unfinished[0]} --watch")
         raise typer.Exit(1)

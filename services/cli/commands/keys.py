@@ -5,24 +5,32 @@ from typing import Annotated
 
 import typer
 
-from services.cli.api.client import Object
 from services.cli.api.connect import connect
 from services.cli.machine.datadir import DEFAULT, DataDir
 from services.cli.output.console import DataOption, err, out, readable_errors
 from shared.db.tables import Scope
 
-app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys; needs one of admin.")
+app = typer.Typer(
+    no_args_is_help=True, help="Make, list and revoke API keys. Needs a key with the scope `admin`."
+)
+UNITS = (("requests_per_minute", "a minute"), ("concurrent_requests", "at once"))
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Whose it is or what for.")],
-    scope: Annotated[list[Scope], typer.Option(help="What it may do; several may be given.")],
-    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="None: no limit.")] = None,
-    concurrent_requests: Annotated[int | None, typer.Option(min=1, help="None: no limit.")] = None,
+    name: Annotated[str, typer.Argument(help="Its owner or its purpose.")],
+    scope: Annotated[
+        list[Scope], typer.Option(help="What the key may do. Repeat it for several scopes.")
+    ],
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Default: no limit.")
+    ] = None,
+    concurrent_requests: Annotated[
+        int | None, typer.Option(min=1, help="Default: no limit.")
+    ] = None,
     data_dir: DataOption = DEFAULT,
 ) -> None:
-    """Make a key. It is printed this once, alone on the output."""
+    """Make a key. Only the key is printed to the output, and only this once."""
     with readable_errors():
         made = connect(DataDir(data_dir)).create_key(
             name,
@@ -30,13 +38,13 @@ def create(
             requests_per_minute=requests_per_minute,
             concurrent_requests=concurrent_requests,
         )
-        err.print(f"[dim]key {made['id']}; it will not be shown again[/]")
+        err.print(f"[dim]key {made['id']}; it is not shown again[/]")
         out.print(made["key"], markup=False)
 
 
 @app.command("list")
 def list_(data_dir: DataOption = DEFAULT) -> None:
-    """All keys, the newest first. None of them is shown."""
+    """List all keys, newest first. Only the beginning of each key is shown."""
     with readable_errors():
         _print(
             ["id", "begins with", "name", "scopes", "limits", "made (UTC)", "revoked"],
@@ -46,7 +54,7 @@ def list_(data_dir: DataOption = DEFAULT) -> None:
                     key["prefix"],
                     key["name"],
                     " ".join(key["scopes"]),
-                    _limits(key),
+                    ", ".join(f"{key[limit]} {unit}" for limit, unit in UNITS if key[limit]),
                     _time(key["created_at"]),
                     _time(key["revoked_at"]),
                 ]
@@ -57,17 +65,19 @@ def list_(data_dir: DataOption = DEFAULT) -> None:
 
 @app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="As `list` shows it.")],
+    key_id: Annotated[
+        str, typer.Argument(metavar="ID", help="Id of the key, from `forethought keys list`.")
+    ],
     data_dir: DataOption = DEFAULT,
 ) -> None:
-    """Take a key back; within five seconds no process takes it any more."""
+    """Revoke a key. Every process refuses it within five seconds."""
     with readable_errors():
         revoked = connect(DataDir(data_dir)).revoke_key(key_id)
         out.print(f"revoked {revoked['name']} ({revoked['prefix']}…)", markup=False)
 
 
 def audit(data_dir: DataOption = DEFAULT) -> None:
-    """Show who did what, the oldest first."""
+    """Show who did what, oldest first."""
     with readable_errors():
         _print(
             ["time (UTC)", "key", "action", "what"],
@@ -84,16 +94,11 @@ def audit(data_dir: DataOption = DEFAULT) -> None:
 
 
 def _print(*rows: list[str]) -> None:
-    """In columns, and whole: an id is there to be copied, however narrow the terminal is."""
+    """Print rows in columns. Nothing is cut on a narrow terminal, so that ids can be copied."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         out.print(line.rstrip(), markup=False)
-
-
-def _limits(key: Object) -> str:
-    units = {"requests_per_minute": "a minute", "concurrent_requests": "at once"}
-    return ", ".join(f"{key[limit]} {unit}" for limit, unit in units.items() if key[limit])
 
 
 def _time(unix: int | None) -> str:

@@ -1,4 +1,4 @@
-"""`forethought doctor`: what this machine lacks, and what to do about it."""
+"""`forethought doctor`: checks a machine and says what to fix."""
 
 import os
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from services.cli.doctor.finding import Finding
 from services.cli.machine.datadir import DataDir
 
 DEPLOYED = ("FORETHOUGHT_DATABASE_URL", "FORETHOUGHT_MODEL_STORE")
-"""What is set for each process of a deployed platform, as in its containers."""
+"""Settings that every process of a deployed platform has, for example in a container."""
 
 
 def examine(data: DataDir) -> Iterator[Finding]:
-    """`data` is that of `forethought up`, which a deployed platform has no use for."""
-    of_up = None if all(os.environ.get(name) for name in DEPLOYED) else data
+    """Check everything. `data` is the folder of `forethought up`; a deployed platform has none."""
+    deployed = all(os.environ.get(name) for name in DEPLOYED)
     yield from packages.examine()
-    yield from machine.examine(of_up)
-    yield from servers.examine(of_up)
+    yield from machine.examine(None if deployed else data)
+    yield from servers.examine(None if deployed else data)
     yield from gpu.examine()

@@ -1,11 +1,11 @@
-"""What a look at one thing has found."""
+"""The result of one check of the doctor."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`fix` says what to do where it is not in order; a `problem` keeps things from running."""
+    """Result of a check. `fix` says what to do; a `problem` stops the platform from running."""
 
     subject: str
     detail: str

@@ -1,7 +1,7 @@
-"""The GPUs, their driver, and whether torch and vLLM are built for them.
+"""Checks of the GPUs, their driver, torch and vLLM.
 
-The libraries are asked in processes of their own: they take seconds to import, and what is wrong
-with them may end a process.
+Each library is imported in a child process: an import takes seconds, and a broken library may crash
+the process.
 """
 
 import json
@@ -20,9 +20,9 @@ DRIVER_PATIENCE_S = 60
 DRIVER = Path("/proc/driver/nvidia/version")
 FIELDS = "name,compute_cap,memory.total,memory.free,driver_version"
 MIN_CAPABILITY = 7.5
-"""Of vLLM; below 8.0 there is no bfloat16."""
+"""Lowest compute capability that vLLM supports. GPUs below 8.0 have no bfloat16."""
 BUSY = 0.8
-"""Share of its memory that an idle GPU has free."""
+"""Share of the memory that must be free; a GPU with less is in use by others."""
 ASK_TORCH = """
 import json, torch
 print(json.dumps([torch.version.cuda, torch.cuda.is_available(), torch.cuda.device_count()]))
@@ -36,14 +36,14 @@ class Gpu:
     capability: float
     total_mib: int | None
     free_mib: int | None
-    """None where the driver does not say, as of memory that is the CPU's too."""
+    """None when the driver does not report it, as for memory that GPU and CPU share."""
     driver: str
 
 
 def examine() -> Iterator[Finding]:
-    gpus, trouble = _gpus()
-    if trouble is not None:
-        yield trouble
+    gpus, driver = _gpus()
+    if driver is not None:
+        yield driver
     for number, gpu in enumerate(gpus):
         yield _gpu(number, gpu)
     if version("torch") is not None:
@@ -56,8 +56,8 @@ def _gpus() -> tuple[list[Gpu], Finding | None]:
     if shutil.which("nvidia-smi") is None:
         if DRIVER.exists():
             fix = "install the NVIDIA container toolkit, or nvidia-utils of the driver's version"
-            return [], problem("GPU", "the host's driver is there, and nvidia-smi is not", fix)
-        return [], Finding("GPU", "none, the CPU is used (small models only)")
+            return [], problem("GPU", "the driver is installed, but nvidia-smi is missing", fix)
+        return [], Finding("GPU", "none: the CPU is used (small models only)")
     query = [f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
@@ -65,11 +65,11 @@ def _gpus() -> tuple[list[Gpu], Finding | None]:
         )
     except subprocess.TimeoutExpired:
         fix = "the driver hangs: restart the machine (`dmesg` may say why)"
-        return [], problem("GPU", f"nvidia-smi: nothing after {DRIVER_PATIENCE_S} s", fix)
+        return [], problem("GPU", f"nvidia-smi: no answer after {DRIVER_PATIENCE_S} s", fix)
     if done.returncode != 0:
-        said = done.stdout.strip() or done.stderr.strip()
-        fix = "install the driver anew and restart; without it nothing runs on the GPU"
-        return [], problem("GPU", f"nvidia-smi fails: {said}", fix)
+        message = done.stdout.strip() or done.stderr.strip()
+        fix = "reinstall the driver and restart the machine; nothing runs on the GPU until then"
+        return [], problem("GPU", f"nvidia-smi fails: {message}", fix)
     return [_read(line) for line in done.stdout.strip().splitlines()], None
 
 
@@ -84,25 +84,24 @@ def _mib(cell: str) -> int | None:
 
 def _gpu(number: int, gpu: Gpu) -> Finding:
     subject = f"GPU {number}"
-    detail = f"{gpu.name}, {_room(gpu)}, driver {gpu.driver}"
+    memory = "memory unknown"
+    if gpu.total_mib is not None and gpu.free_mib is not None:
+        memory = f"{gpu.free_mib / 1024:.0f} of {gpu.total_mib / 1024:.0f} GiB free"
+    detail = f"{gpu.name}, {memory}, driver {gpu.driver}"
     if gpu.capability < MIN_CAPABILITY:
         return problem(subject, detail, f"vLLM needs compute capability {MIN_CAPABILITY} or more")
     if gpu.capability < 8:
-        return Finding(subject, detail, "no bfloat16: give engines --dtype float16")
+        return Finding(
+            subject, detail, "no bfloat16: set FORETHOUGHT_ENGINE_ARGS='--dtype float16'"
+        )
     if gpu.free_mib is not None and gpu.total_mib and gpu.free_mib < BUSY * gpu.total_mib:
         share = int(10 * gpu.free_mib / gpu.total_mib) / 10
         fix = (
-            "others have the rest (`nvidia-smi`): end them, or "
+            "other processes use the rest (see `nvidia-smi`): end them, or set "
             f"FORETHOUGHT_ENGINE_ARGS='--gpu-memory-utilization {share}'"
         )
         return Finding(subject, detail, fix)
     return Finding(subject, detail)
-
-
-def _room(gpu: Gpu) -> str:
-    if gpu.total_mib is None or gpu.free_mib is None:
-        return "memory unknown"
-    return f"{gpu.free_mib / 1024:.0f} of {gpu.total_mib / 1024:.0f} GiB free"
 
 
 def _torch(gpus: int) -> Finding:
@@ -112,13 +111,15 @@ def _torch(gpus: int) -> Finding:
     cuda, usable, seen = json.loads(done.stdout.splitlines()[-1])
     detail = f"{version('torch')}, " + (f"for CUDA {cuda}" if cuda else "for the CPU")
     if gpus and not cuda:
-        fix = "it uses no GPU: take the images vllm and trl, or a CUDA build of torch"
+        fix = "it cannot use the GPU: use the images vllm and trl, or a CUDA build of torch"
         return problem("torch", detail, fix)
     if gpus and not usable:
         fix = f"update the driver to one for CUDA {cuda}; torch says: {_last(done.stderr)}"
-        return problem("torch", f"{detail}, and sees no GPU", fix)
+        return problem("torch", f"{detail}, sees no GPU", fix)
     if cuda and seen < gpus:
-        return Finding("torch", f"{detail}, sees {seen} of {gpus} GPUs", "see CUDA_VISIBLE_DEVICES")
+        return Finding(
+            "torch", f"{detail}, sees {seen} of {gpus} GPUs", "check CUDA_VISIBLE_DEVICES"
+        )
     return Finding("torch", detail)
 
 
@@ -126,7 +127,7 @@ def _vllm() -> Finding:
     found = str(version("vllm"))
     done = _python(ASK_VLLM)
     if done.returncode != 0:
-        fix = "vLLM, torch and the driver must fit each other: use the image vllm, or `make setup`"
+        fix = "vLLM, torch and the driver must fit each other: use the image vllm or `make setup`"
         return problem("vLLM", f"{found} cannot be imported: {_last(done.stderr)}", fix)
     return Finding("vLLM", f"{found}, its server can be started")
 
@@ -136,7 +137,7 @@ def _python(code: str) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"nothing after {PATIENCE_S} s")
+        return subprocess.CompletedProcess(command, 1, "", f"no answer after {PATIENCE_S} s")
 
 
 def _last(text: str) -> str:

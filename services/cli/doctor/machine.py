@@ -1,4 +1,4 @@
-"""Memory and room on disks, as what is about to be run needs them."""
+"""Checks of memory, disks and shared memory."""
 
 import math
 import os
@@ -13,17 +13,16 @@ from services.cli.machine.datadir import DataDir
 
 GIB = 1024**3
 MIN_MEMORY_GIB, MIN_DISK_GIB = 6, 5
-"""What the demo takes. For larger models `docs/operate.md` has the arithmetic."""
+"""Memory and disk that the demo needs. For larger models see `docs/operate.md`."""
 MIN_SHARED_GIB = 1
-"""Of /dev/shm, through which the processes of an engine talk, and those of a training on several
-GPUs."""
+"""Size of /dev/shm, which the processes of an engine, and of a training on several GPUs, share."""
 SHARED_MEMORY = Path("/dev/shm")
 CGROUP = Path("/sys/fs/cgroup")
-"""Where a container sees its own, in version 2."""
+"""Folder with a container's own limits (cgroup version 2)."""
 
 
 def examine(data: DataDir | None) -> Iterator[Finding]:
-    """`data` is of a platform that may be started here; beside a deployed one there is none."""
+    """Check the machine. `data` is None for a deployed platform, which has no data folder."""
     yield _memory(0 if data is None else MIN_MEMORY_GIB)
     if data is not None:
         yield _disk("disk", data.root)
@@ -44,23 +43,25 @@ def _memory(needed_gib: int) -> Finding:
     free = min(psutil.virtual_memory().available, _left_in_group()) / GIB
     detail = f"{free:.1f} GiB available"
     if free < needed_gib:
-        return problem("memory", detail, f"the demo needs about {needed_gib} GiB")
+        return problem(
+            "memory", detail, f"end other programs: the demo needs about {needed_gib} GiB"
+        )
     return Finding("memory", detail)
 
 
 def _left_in_group() -> float:
-    """Of a container's limit; files that it has read give way."""
+    """Return the bytes left of a container's memory limit. Cached files do not count as used."""
     try:
         limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
         stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # no group with one, or its limit is `max`
+    except (OSError, ValueError):  # There is no limit, or it is `max`.
         return math.inf
     return limit - used + int(stat["inactive_file"])
 
 
 def _mounted(folder: Path) -> Finding:
     if not os.path.ismount(folder) and not os.access(folder, os.W_OK):
-        return Finding("model store", f"none at {folder}: workers and inference have it")
+        return Finding("model store", f"none at {folder}: only workers and inference need it")
     return _disk("model store", folder)
 
 
@@ -72,7 +73,7 @@ def _disk(subject: str, folder: Path) -> Finding:
     free = shutil.disk_usage(existing).free / GIB
     detail = f"{free:.1f} GiB free at {existing}"
     if free < MIN_DISK_GIB:
-        return problem(subject, detail, f"free some: the demo needs about {MIN_DISK_GIB} GiB")
+        return problem(subject, detail, f"free some space: the demo needs about {MIN_DISK_GIB} GiB")
     return Finding(subject, detail)
 
 
@@ -80,6 +81,6 @@ def _shared_memory() -> Finding:
     total = shutil.disk_usage(SHARED_MEMORY).total / GIB
     detail = f"{total:.1f} GiB at {SHARED_MEMORY}"
     if total < MIN_SHARED_GIB:
-        fix = "an engine needs it: a container's --shm-size 1g, and 8g for several GPUs"
+        fix = "start the container with --shm-size 1g, or 8g for several GPUs: engines need it"
         return Finding("shared memory", detail, fix)
     return Finding("shared memory", detail)

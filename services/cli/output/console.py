@@ -1,4 +1,4 @@
-"""Where commands print, and how their errors look."""
+"""Consoles that the commands print to, and the form of their errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +15,15 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 DataOption = Annotated[
     Path,
-    typer.Option("--data-dir", envvar="FORETHOUGHT_DATA_DIR", help="Where everything is kept."),
+    typer.Option(
+        "--data-dir", envvar="FORETHOUGHT_DATA_DIR", help="Folder of the platform's data."
+    ),
 ]
 
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
+    """Print a `CliError` in one line and exit with status 1."""
     try:
         yield
     except CliError as error:
@@ -29,5 +32,5 @@ def readable_errors() -> Iterator[None]:
 
 
 def plain(text: str) -> str:
-    """As it is, for a console that reads markup."""
+    """Escape text for a console that reads markup."""
     return text.replace("[", r"\[")

@@ -1,4 +1,4 @@
-"""Answers and pairs in the formats of other tools. Rows go through, none are gathered."""
+"""Answers and pairs in the formats of other tools, one row at a time."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from shared.thinking.formats import ThoughtFormat
 
 
 def alpaca_eval(answers: Iterable[Object], generator: str, dataset: str) -> Iterator[str]:
-    """AlpacaEval's `model_outputs`: a JSON list. An output that did not parse is an empty one."""
+    """Yield AlpacaEval's `model_outputs`, a JSON list. An output that did not parse is empty."""
     before = "[\n"
     for answer in answers:
         row = {
@@ -28,18 +28,19 @@ def alpaca_eval(answers: Iterable[Object], generator: str, dataset: str) -> Iter
 
 
 def one_each(answers: Iterable[Object]) -> Iterator[Object]:
-    """The first sample of each prompt: these tools take one answer to an instruction."""
+    """Keep the first sample of each prompt: these tools take one answer for an instruction."""
     return (answer for answer in answers if answer["sample_index"] == 0)
 
 
 def uid(prompt: str) -> str:
-    """The same for the same prompt, whichever model answers it."""
+    """Return the id of a prompt, the same for every model."""
     return hashlib.sha256(prompt.encode()).hexdigest()[:32]
 
 
 def arena_hard_question(answer: Object) -> Object:
-    """A line of Arena-Hard-Auto's `question.jsonl`. Its category says which baseline and system
-    prompt the tool takes."""
+    """Make a line of Arena-Hard-Auto's `question.jsonl`.
+
+    The category decides which baseline and system prompt the tool uses."""
     return {
         "uid": uid(answer["prompt"]),
         "category": "hard_prompt",
@@ -49,7 +50,7 @@ def arena_hard_question(answer: Object) -> Object:
 
 
 def arena_hard_answer(answer: Object, model: str, uid: str, tstamp: float) -> Object:
-    """A line of Arena-Hard-Auto's `model_answer/<model>.jsonl` (version 2.0)."""
+    """Make a line of Arena-Hard-Auto's `model_answer/<model>.jsonl` (version 2.0)."""
     return {
         "uid": uid,
         "ans_id": f"{uid}-{answer['id']}",
@@ -59,33 +60,31 @@ def arena_hard_answer(answer: Object, model: str, uid: str, tstamp: float) -> Ob
             {"role": "assistant", "content": {"answer": answer["response"] or ""}},
         ],
         "tstamp": tstamp,
-        # By the model's own tokenizer; the tool's `add_markdown_info` counts with its own.
+        # Counted by the model's tokenizer. The tool's `add_markdown_info` counts with another one.
         "metadata": {"token_len": answer["response_tokens"]},
     }
 
 
 def uids_of(questions: Iterable[str]) -> dict[str, str]:
-    """Prompt -> uid, of the lines of a `question.jsonl`."""
-    found = {}
+    """Map each prompt of a `question.jsonl` to its uid."""
+    uids = {}
     for number, line in enumerate(questions, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            found[str(row["prompt"])] = str(row["uid"])
+            uids[str(row["prompt"])] = str(row["uid"])
         except (ValueError, TypeError, KeyError) as error:
-            raise CliError(
-                f"questions: line {number} is no question with uid and prompt ({error})"
-            ) from None
-    return found
+            raise CliError(f"questions: line {number} needs `uid` and `prompt` ({error})") from None
+    return uids
 
 
 def preference(pair: Object, thinking: ThoughtFormat | None) -> Object | None:
-    """A row of a conversational preference dataset, as TRL's DPOTrainer takes it.
+    """Make a row of a conversational preference dataset, as TRL's DPOTrainer takes it.
 
-    With a format it is what the iteration trained on: whole outputs under the thought prompt.
-    Without one it is answers only, and None where they are no pair: the rejected output has no
-    response, or both are the same once a second thought is hidden.
+    With a format, the row holds what the iteration trained on: whole outputs under the thought
+    prompt. Without a format, it holds the answers only. Returns None when the answers make no pair:
+    the rejected output has no response, or both answers are equal without their thoughts.
     """
     if thinking is None:
         prompt, chosen, rejected = pair["prompt"], pair["chosen"], pair["rejected"]
@@ -94,8 +93,8 @@ def preference(pair: Object, thinking: ThoughtFormat | None) -> Object | None:
         chosen, rejected = pair["chosen_output"], pair["rejected_output"]
         if chosen is None:
             raise CliError(
-                "with_thoughts: the coordinator shows no thoughts to this key; set "
-                "FORETHOUGHT_API_KEY to one with the scope `thoughts`"
+                "with_thoughts: this key may not read thoughts. Set FORETHOUGHT_API_KEY to a key "
+                "with the scope `thoughts`"
             )
     if not chosen or not rejected or chosen == rejected:
         return None
@@ -109,7 +108,7 @@ def preference(pair: Object, thinking: ThoughtFormat | None) -> Object | None:
 
 
 def card(iteration: Object, rows: int, left_out: int, with_thoughts: bool) -> str:
-    """The dataset's README.md."""
+    """Write the README.md of the dataset."""
     config = iteration["config"]
     front: dict[str, Any] = {
         "pretty_name": f"{config['name']}, iteration {iteration['number']}: preference pairs",
@@ -133,7 +132,8 @@ def card(iteration: Object, rows: int, left_out: int, with_thoughts: bool) -> st
         ("rho of length control", config["length_control"]["rho"]),
         ("iteration", iteration["id"]),
     ]
-    table = "".join(f"| {name} | {_cell(value)} |\n" for name, value in facts)
+    cells = ((name, str(value).replace("|", r"\|").split()) for name, value in facts)
+    table = "".join(f"| {name} | {' '.join(words)} |\n" for name, words in cells)
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n"
         f"# {front['pretty_name']}\n\n{contents} Made by Thought Preference Optimization "
@@ -144,7 +144,3 @@ def card(iteration: Object, rows: int, left_out: int, with_thoughts: bool) -> st
         "messages, and the judge's raw scores (`rejected_score` is null where the rejected output "
         "has no response).\n"
     )
-
-
-def _cell(value: object) -> str:
-    return " ".join(str(value).replace("|", r"\|").split())

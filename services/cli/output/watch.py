@@ -1,4 +1,4 @@
-"""Live progress of a run: a line a stage on a terminal, plain lines elsewhere."""
+"""Live progress of a run: one line for each stage on a terminal, plain lines elsewhere."""
 
 import time
 from typing import Any
@@ -72,7 +72,7 @@ def _refreshed(client: Client, run_id: str, before: list[Object]) -> list[Object
 
 
 def describe(progress: Object) -> str:
-    """`3/12 shards · 145 tokens/s · 40 s left`, as far as each is known, or what is waited for."""
+    """Describe progress as `3/12 shards · 145 tokens/s · 40 s left`; unknown parts are left out."""
     parts = []
     if progress["total"]:
         parts.append(f"{progress['done']}/{progress['total']} {progress['unit']}")
@@ -118,7 +118,9 @@ class _LiveView:
                 grid.add_row(_label(iteration), mark, "", _error(iteration))
             elif status == "running":
                 progress = iteration["progress"]
-                bar = _bar(progress["done"], progress["total"])
+                done, total = progress["done"], progress["total"]
+                full = round(BAR_WIDTH * done / total) if total else 0
+                bar = Text("━" * full, "cyan") + Text("━" * (BAR_WIDTH - full), "grey37")
                 grid.add_row(_label(iteration), iteration["stage"], bar, describe(progress))
         self._live.update(grid)
 
@@ -166,8 +168,3 @@ def _label(iteration: Object) -> str:
 def _error(iteration: Object) -> str:
     error: dict[str, Any] | None = iteration["error"]
     return f"in {error['stage']}: {error['message']}" if error else ""
-
-
-def _bar(done: int, total: int) -> Text:
-    full = round(BAR_WIDTH * done / total) if total else 0
-    return Text("━" * full, "cyan") + Text("━" * (BAR_WIDTH - full), "grey37")

@@ -53,7 +53,7 @@ def test_a_config_that_is_no_mapping_is_an_error(tmp_path: Path) -> None:
     config.write_text("- a\n- b\n")
     result = runner.invoke(app, ["iterate", "-f", str(config)])
     assert result.exit_code == 1
-    assert "a mapping of settings is expected" in result.output
+    assert "expected a mapping of settings" in result.output
 
 
 def test_a_data_folder_is_for_one_platform(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """What the doctor says of machines that lack something."""
 
-import json
-import subprocess
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,17 +34,24 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Says:
 
 
 @pytest.fixture
-def libraries(monkeypatch: pytest.MonkeyPatch) -> Says:
-    """Says what torch finds, and how the import of either library ends."""
+def libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Says:
+    """Makes a torch and a vLLM that the doctor's child processes import: torch reports these
+    figures, and each one with a message fails to be imported."""
 
     def are(cuda: str | None, usable: bool, seen: int, vllm: str = "", torch: str = "") -> None:
-        def python(code: str) -> "subprocess.CompletedProcess[str]":
-            if code == gpu.ASK_VLLM:
-                return subprocess.CompletedProcess([], int(bool(vllm)), "", vllm)
-            found = json.dumps([cuda, usable, seen])
-            return subprocess.CompletedProcess([], int(bool(torch)), f"{found}\n", torch)
-
-        monkeypatch.setattr(gpu, "_python", python)
+        server = tmp_path / "vllm" / "entrypoints" / "openai"
+        server.mkdir(parents=True, exist_ok=True)
+        for package in (server, server.parent, server.parent.parent):
+            (package / "__init__.py").touch()
+        (server / "api_server.py").write_text(f"if {vllm!r}: raise ImportError({vllm!r})\n")
+        (tmp_path / "torch.py").write_text(
+            f"if {torch!r}: raise ImportError({torch!r})\n"
+            f"class version: cuda = {cuda!r}\n"
+            "class cuda:\n"
+            f"    is_available = lambda: {usable}\n"
+            f"    device_count = lambda: {seen}\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     return are
 
@@ -142,27 +148,40 @@ def test_a_package_that_is_too_old_is_named() -> None:
     assert "no-such-package is not installed" in old.fix
 
 
+NO_ROOM = Path("/proc/none")
+"""A folder that has no room, and in which root cannot write either."""
+
+
 def test_folders_are_looked_at_where_they_are_to_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORETHOUGHT_MODEL_STORE", str(tmp_path / "not" / "yet"))
-    data = DataDir(tmp_path)
-    by_subject = {f.subject: f for f in machine.examine(data)}
-    assert str(tmp_path) in by_subject["model store"].detail
-    assert "not" not in by_subject["model store"].detail.removeprefix(str(tmp_path))
-    monkeypatch.setattr(machine, "MIN_DISK_GIB", 10**9)
-    assert all(f.problem for f in machine.examine(data) if f.subject in ("disk", "model store"))
+    by_subject = {f.subject: f for f in machine.examine(DataDir(NO_ROOM))}
+    assert by_subject["model store"].detail.endswith(f"GiB free at {tmp_path}")
+    assert by_subject["disk"].problem
+    assert "at /proc" in by_subject["disk"].detail or "/proc is" in by_subject["disk"].detail
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root may write to any folder of a test, so the system's answer is the test's own.
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert all("read-only" in f.detail for f in machine.examine(data) if f.subject == "disk")
+    [disk] = (f for f in machine.examine(DataDir(tmp_path)) if f.subject == "disk")
+    assert (disk.problem, disk.detail) == (True, f"{tmp_path} is read-only")
+    assert f"uid {os.geteuid()}" in disk.fix
 
 
 @pytest.fixture
-def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Finding]]:
-    """What is found beside a deployed platform, where a data folder would have no room."""
-    monkeypatch.setattr(gpu, "examine", lambda: iter([]))
+def deployed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smi: Says, libraries: Says
+) -> Callable[[], dict[str, Finding]]:
+    """Examines a process of a deployed platform, which has no room for a data folder."""
+    smi(H100)
+    libraries("13.0", True, 1)
     monkeypatch.setenv("FORETHOUGHT_DATABASE_URL", "postgresql+psycopg://x@127.0.0.1:1/x")
     monkeypatch.setenv("FORETHOUGHT_MODEL_STORE", str(tmp_path))
-    return lambda: {f.subject: f for f in doctor.examine(DataDir(Path("/proc/none")))}
+    return lambda: {f.subject: f for f in doctor.examine(DataDir(NO_ROOM))}
 
 
 def test_a_deployed_process_is_asked_neither_for_a_data_folder_nor_for_a_port(
@@ -220,11 +239,22 @@ def test_servers_that_are_named_are_asked(postgres_url: str, redis_url: str) -> 
         assert "does not answer" in gone.detail
 
 
-def test_a_problem_is_the_commands_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    for is_problem, status in ((False, 0), (True, 1)):
-        only = Finding("GPU", "broken [x]", "mend it", problem=is_problem)
-        monkeypatch.setattr(doctor, "examine", lambda _, only=only: iter([only]))
-        result = CliRunner().invoke(app, ["doctor"])
-        assert result.exit_code == status
-        assert "broken [x]" in result.output
-        assert "mend it" in result.output
+def test_a_problem_is_the_commands_exit_status(
+    smi: Says,
+    libraries: Says,
+    postgres_url: str,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("FORETHOUGHT_MODEL_STORE", str(tmp_path))
+    libraries("13.0", True, 1)
+    smi(H100)
+    sound = CliRunner().invoke(app, ["doctor"])
+    assert sound.exit_code == 0, sound.output
+    assert "✓ GPU 0" in " ".join(sound.output.split())
+    smi("broken [x]", status=9)
+    broken = CliRunner().invoke(app, ["doctor"])
+    assert broken.exit_code == 1, broken.output
+    for shown in ("✗", "nvidia-smi fails: broken [x]", "reinstall the driver"):
+        assert shown in broken.output

@@ -28,7 +28,7 @@ from workers.train.lm_head import add_completion_head
 from workers.train.pairs import ChatTokens, TrainError, tokenize_pairs
 from workers.train.train import TrainConfig, main
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 FAST = Training(learning_rate=3e-3, epochs=4, batch_size=4, micro_batch_size=2, warmup_fraction=0)
 
 
@@ -39,13 +39,30 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(base: Path, tmp_path: Path) -> TrainConfig:
-    pairs = tiny_model.write_pairs(tmp_path / "pairs.jsonl", tiny_model.some_pairs(8))
-    return TrainConfig(model_path=base, pairs_path=pairs, out_dir=tmp_path / "out", settings=FAST)
+    return config_in(tmp_path, base)
+
+
+def config_in(folder: Path, base: Path) -> TrainConfig:
+    pairs = tiny_model.write_pairs(folder / "pairs.jsonl", tiny_model.some_pairs(8))
+    return TrainConfig(model_path=base, pairs_path=pairs, out_dir=folder / "out", settings=FAST)
+
+
+@pytest.fixture(scope="module")
+def trained_once(
+    base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainConfig, dict[str, Any]]:
+    config = config_in(tmp_path_factory.mktemp("trained"), base)
+    return config, main(config)
 
 
 @pytest.fixture
-def trained(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
-    return config, main(config)
+def trained(
+    config: TrainConfig, trained_once: tuple[TrainConfig, dict[str, Any]]
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """A copy of the one training with the settings of `FAST`, and its result."""
+    original, result = trained_once
+    shutil.copytree(original.out_dir, config.out_dir)
+    return config, result
 
 
 def using(config: TrainConfig, **changes: Any) -> TrainConfig:
@@ -284,8 +301,10 @@ def hashes(result: dict[str, Any]) -> list[str]:
     return [checkpoint["weights_sha256"] for checkpoint in result["checkpoints"]]
 
 
-def test_the_same_seed_gives_the_same_weights(config: TrainConfig) -> None:
-    first = main(config)
+def test_the_same_seed_gives_the_same_weights(
+    trained: tuple[TrainConfig, dict[str, Any]],
+) -> None:
+    config, first = trained
     assert main(config) == first  # It is done, and says so.
     shutil.rmtree(config.out_dir)
     assert hashes(main(config)) == hashes(first)

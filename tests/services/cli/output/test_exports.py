@@ -119,7 +119,7 @@ def test_arena_hards_own_questions_keep_their_uids(iteration: uuid.UUID, tmp_pat
     theirs.write_text(json.dumps({"uid": "u3", "prompt": "Prompt 4?", "category": "x"}) + "\n")
     folder = tmp_path / "made"
     shown = run("export", "arena-hard", iteration, "-o", folder, "--questions", theirs)
-    assert "1 answers, 2 are no question" in shown
+    assert "1 answers; 2 left out, not in" in shown
     [answer] = lines(folder / "model_answer" / "thinker@v1.jsonl")
     assert answer["uid"] == "u3"
     assert not (folder / "question.jsonl").exists()
@@ -130,7 +130,7 @@ def test_arena_hards_own_questions_keep_their_uids(iteration: uuid.UUID, tmp_pat
 
 def test_preferences_are_answers_with_a_card(iteration: uuid.UUID, tmp_path: Path) -> None:
     shown = run("export", "preferences", iteration, "-o", tmp_path)
-    assert "1 pairs, 1 pairs are left out" in shown, "the second's rejected has no response"
+    assert "1 pairs; 1 pairs left out" in shown, "the second's rejected has no response"
     [row] = lines(tmp_path / "preferences.jsonl")
     assert row["prompt"] == [{"role": "user", "content": "Prompt 0?"}]
     assert row["chosen"] == [{"role": "assistant", "content": 'Best "one"\nof two'}]
@@ -154,7 +154,7 @@ def test_with_thoughts_they_are_what_was_trained_on(
     assert first["chosen"][0]["content"] == f'{SECRET} <R> Best "one"\nof two'
     assert second["rejected_score"] is None
     monkeypatch.setenv("FORETHOUGHT_API_KEY", access.made_key(Scope.iterate))
-    assert "shows no thoughts" in run(*export, code=1)
+    assert "may not read thoughts" in run(*export, code=1)
     assert len(lines(tmp_path / "preferences.jsonl")) == 2, "a failed export left the last one"
 
 
