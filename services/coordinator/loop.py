@@ -1,7 +1,7 @@
-"""`python -m services.coordinator.loop`: advances iterations, re-sends what was lost, and prunes.
+"""`python -m services.coordinator.loop`: advances iterations, re-sends lost jobs, and prunes.
 
-Any number of replicas may run: rows are taken with `FOR NO KEY UPDATE SKIP LOCKED`. It sleeps on
-LISTEN and looks by itself once a second, so a notification that is lost costs a second.
+Any number of replicas may run: each step is decided and recorded under a lock, and may be repeated.
+The loop sleeps on LISTEN and looks by itself once a second, so a lost notification costs a second.
 """
 
 import logging
@@ -11,106 +11,105 @@ import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 
 import psycopg
-from sqlalchemy import select
+from sqlalchemy import Select, and_, or_, select
 from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.orm import aliased
 
-from services.coordinator.iterations.steps import advance, fail, orphaned_jobs, stop_jobs
+from services.coordinator.iterations import transitions
+from services.coordinator.iterations.state import own_step
+from services.coordinator.iterations.steps import advance
 from services.coordinator.job_services import Services
 from services.coordinator.operations import prune
 from shared import log
 from shared.db.engine import DB_UNAVAILABLE, is_away, is_full, listen, transaction
-from shared.db.tables import Iteration, Job, Json
+from shared.db.tables import UNFINISHED, Iteration, Job, Json, Status
 from shared.errors import PlatformError
 from shared.jobs import broker, recovery
 from shared.settings import get_settings
 
 logger = logging.getLogger(__name__)
 MAX_FAULTS = 3
+MAX_AT_ONCE = 4
+"""Iterations advanced at once, so that a slow one, or a service that hangs, holds up no other."""
+MIN_PAUSE_S = 0.1
+"""Notifications come in bursts, one for each shard; all in this time make one tick."""
 _faults: Counter[uuid.UUID] = Counter()
-"""Of the platform's own, in a row: one may be a race that the next try does not meet."""
+"""Faults of the platform's own in a row, by iteration. The first may be a race that the next try
+does not meet."""
 COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
-"""OpenTelemetry's own variable; unset, there are no traces."""
+"""OpenTelemetry's own variable. If it is unset there are no traces."""
 
 
-def tick(services: Services, stop: threading.Event) -> None:
-    """One look at everything: jobs without a message, jobs of ended iterations, iterations not
-    ended, what pruned ones have left. Asked to stop, it ends after the step that it is at."""
+Start = Callable[[object, Callable[[], object]], None]
+"""Starts work under a key, unless the last work under that key has not ended yet."""
+
+
+def tick(services: Services, stop: threading.Event, start: Start) -> None:
+    """Sweep the jobs, then start what there is to do: advance iterations, delete pruned ones."""
     sweep()
     with transaction() as session:
-        unfinished = session.scalars(
-            select(Iteration.id)
-            .where(Iteration.finished_at.is_(None))
-            .order_by(Iteration.created_at, Iteration.number)
-        ).all()
-        ended = session.scalars(
-            select(Iteration.id)
-            .join(Job, Job.iteration_id == Iteration.id)
-            .where(
-                Iteration.finished_at.is_not(None),
-                orphaned_jobs(),
-            )
-            .distinct()
-        ).all()
-    for iteration_id in (*ended, *unfinished):
-        _take(services, iteration_id, stop)
-    if not stop.is_set():
-        prune.send(services)
+        ids = session.scalars(actionable()).all()
+    for iteration_id in ids:
+        start(iteration_id, partial(take, services, iteration_id, stop))
+    start("prune", partial(prune.send, services))
 
 
-def _take(services: Services, iteration_id: uuid.UUID, stop: threading.Event) -> None:
-    """Do what an iteration needs, unless another loop is at it. What is wrong with one holds up no
-    other."""
+def actionable() -> Select[uuid.UUID]:
+    """Iterations with something to do: those that run, the next one of each run, and those that
+    ended and have jobs which did not."""
+    previous = aliased(Iteration)
+    waits = select(previous.id).where(
+        previous.run_id == Iteration.run_id,
+        previous.number == Iteration.number - 1,
+        previous.finished_at.is_(None),
+    )
+    orphaned = select(Job.id).where(
+        Job.iteration_id == Iteration.id, own_step(), Job.status.in_(UNFINISHED)
+    )
+    unfinished = Iteration.finished_at.is_(None)
+    can_go_on = or_(Iteration.status == Status.running, ~waits.exists())
+    return (
+        select(Iteration.id)
+        .where(or_(and_(unfinished, can_go_on), and_(~unfinished, orphaned.exists())))
+        .order_by(unfinished, Iteration.created_at, Iteration.number)
+    )
+
+
+def take(services: Services, iteration_id: uuid.UUID, stop: threading.Event) -> None:
+    """Advance an iteration as far as it goes. Once `stop` is set, end after the present step."""
     with log.bind(iteration=str(iteration_id)):
         try:
-            while not stop.is_set() and _step(services, iteration_id):
+            while not stop.is_set() and advance(services, iteration_id):
                 pass
             _faults.pop(iteration_id, None)
         except PlatformError as error:
-            _refused(iteration_id, error)
+            if error.status >= 500:  # a service that is away is asked again
+                logger.warning("will retry: %s", error.message)
+            else:
+                _end(iteration_id, error.envelope()["error"])
         except Exception as error:
             if is_away(error):
                 raise
             if is_full(error) or isinstance(error, ProgrammingError):
-                # Its disk has no room, or it has not the newest schema yet.
+                # The database's disk is full, or it lacks the newest schema yet.
                 logger.warning("will retry: %s", type(error).__name__)
                 return
             logger.exception("cannot go on with the iteration")
-            _faults[iteration_id] += 1
-            if _faults[iteration_id] >= MAX_FAULTS:
-                _broken(iteration_id, error)
+            _count_fault(iteration_id, error)
 
 
-def _step(services: Services, iteration_id: uuid.UUID) -> bool:
-    """One step and its commit; True where another may follow."""
-    with transaction() as session:
-        iteration = session.scalar(
-            select(Iteration)
-            .where(Iteration.id == iteration_id)
-            # No key update: services insert rows that refer to the iteration meanwhile.
-            .with_for_update(skip_locked=True, key_share=True)
-        )
-        if iteration is None:
-            return False
-        more = iteration.finished_at is None and advance(session, services, iteration)
-        if iteration.finished_at is not None:
-            stop_jobs(session, services, iteration)
-        return more
-
-
-def _refused(iteration_id: uuid.UUID, error: PlatformError) -> None:
-    """A service that is away is asked again; one that refuses ends the iteration."""
-    if error.status >= 500:
-        logger.warning("will retry: %s", error.message)
+def _count_fault(iteration_id: uuid.UUID, error: Exception) -> None:
+    """End the iteration once enough tries in a row have met a fault of the platform's own."""
+    _faults[iteration_id] += 1
+    if _faults[iteration_id] < MAX_FAULTS:
         return
-    _end(iteration_id, error.envelope()["error"])
-
-
-def _broken(iteration_id: uuid.UUID, error: Exception) -> None:
-    """A fault of the platform's own, which other tries met as well."""
-    _faults.pop(iteration_id, None)
+    _faults.pop(iteration_id)
     message = (
         f"the loop cannot go on with it ({type(error).__name__}; its log says more). What was done "
         "is kept: POST /iterations/{id}/resume once that is mended"
@@ -120,9 +119,9 @@ def _broken(iteration_id: uuid.UUID, error: Exception) -> None:
 
 def _end(iteration_id: uuid.UUID, error: Json) -> None:
     with transaction() as session:
-        iteration = session.get(Iteration, iteration_id, with_for_update={"key_share": True})
+        iteration = transitions.lock(session, iteration_id)
         if iteration is not None and iteration.finished_at is None:
-            fail(session, iteration, error | {"stage": iteration.stage})
+            transitions.fail(session, iteration, error | {"stage": iteration.stage})
 
 
 def sweep() -> None:
@@ -145,10 +144,11 @@ class Waker:
         self._connection: psycopg.Connection | None = None
 
     def wait(self, seconds: float) -> None:
+        time.sleep(MIN_PAUSE_S)
         try:
             if self._connection is None:
                 self._connection = listen()
-                return  # what came before LISTEN was missed, so look at once
+                return  # earlier notifications were missed, so look at once
             for _ in self._connection.notifies(timeout=seconds, stop_after=1):
                 pass
         except psycopg.OperationalError:
@@ -161,8 +161,35 @@ class Waker:
             self._connection = None
 
 
+class Crew:
+    """A few threads, on which no work is started twice under one key."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix="loop")
+        self._started: dict[object, Future[None]] = {}
+
+    def start(self, key: object, work: Callable[[], object]) -> None:
+        self._started = {k: f for k, f in self._started.items() if not f.done()}
+        if key not in self._started:
+            self._started[key] = self._pool.submit(_logged, work)
+
+    def end(self) -> None:
+        """Wait for what is under way."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _logged(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except Exception as error:
+        if is_away(error):
+            logger.warning("database away: %s", type(error).__name__)
+        else:
+            logger.exception("will retry")
+
+
 def trace(stop: threading.Event) -> None:
-    """From a thread of its own: a collector that hangs holds no iteration up."""
+    """Export traces from a thread of its own: a collector that hangs holds up no iteration."""
     if not os.environ.get(COLLECTOR):
         return
     try:
@@ -180,15 +207,16 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     settings, services = get_settings(), Services.from_settings()
     trace(stop)
-    waker, retention = Waker(), prune.Retention()
+    waker, retention, crew = Waker(), prune.Retention(), Crew()
     logger.info("loop started", extra={"at": datetime.now(UTC).isoformat()})
     while not stop.is_set():
         try:
-            tick(services, stop)
+            tick(services, stop, crew.start)
             retention.look()
         except (DBAPIError, *DB_UNAVAILABLE) as error:
             logger.warning("database away: %s", type(error).__name__)
         waker.wait(settings.loop_poll_seconds)
+    crew.end()
     logger.info("loop stopped")
 
 

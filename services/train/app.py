@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.train import prune, registry
-from shared.db.tables import Iteration, Job, JobKind, Pair, Shard, Status
+from shared.db.tables import UNFINISHED, Iteration, Job, JobKind, Pair, Shard, Status
 from shared.errors import Conflict, NotFound
 from shared.jobs.job import NewShard, get_job, submit_job
 from shared.registry.models import resolve
@@ -77,13 +77,16 @@ def resume_job(job_id: uuid.UUID, session: SessionDep, change: Resume | None = N
 
 def _change(session: Session, job: Job, training: Training) -> None:
     job = get_job(session, job.id, lock=True)
+    settings = training.model_dump(mode="json")
+    if job.status in UNFINISHED and job.params.get("training") == settings:
+        return  # a repeat: it has them already
     if job.kind is not JobKind.train or job.status not in (Status.failed, Status.cancelled):
         raise Conflict(
             f"training: {job.kind} job {job.id} is {job.status}; only a training that failed or "
             "was cancelled takes other settings",
             param="training",
         )
-    job.params = job.params | {"training": training.model_dump(mode="json")}
+    job.params = job.params | {"training": settings}
     for shard in session.scalars(select(Shard).where(Shard.job_id == job.id)):
         # What running out of memory has made of the settings before.
         shard.payload = {k: v for k, v in shard.payload.items() if k != "smaller"}

@@ -6,8 +6,8 @@ Jobs are rows and messages are hints (`docs/decisions/0001-one-message-a-job.md`
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
@@ -116,7 +116,9 @@ def cancel_job(session: Session, job_id: uuid.UUID) -> Job:
 
 def end_job(session: Session, job: Job, status: Status, error: Json | None = None) -> None:
     """Record the end of a job, whose row the caller has locked, and of its unfinished shards."""
-    job.status, job.error, job.finished_at = status, error, datetime.now(UTC)
+    job.status, job.error = status, error
+    # The database's clock, for the resume of an iteration is compared with it.
+    job.finished_at = cast(datetime, func.clock_timestamp())
     if status is not Status.succeeded:
         session.execute(
             update(Shard)

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from services.coordinator.iterations.state import COMPARISON, job_id
-from services.coordinator.pairs.write import make_pairs
+from services.coordinator.pairs.write import choose_pairs, insert_pairs
 from shared.db.tables import (
     Completion,
     Dataset,
@@ -84,8 +84,8 @@ def prompts(session: Session, dataset_id: uuid.UUID, split: Split) -> Sequence[P
 def trained(session: Session, iteration: Iteration, outs: Outs) -> Model:
     """Sampled, judged, paired and trained on for an epoch; returns the checkpoint."""
     sampled(session, iteration, outs)
-    iteration.pairing = make_pairs(session, iteration)
-    job = _job(session, iteration, JobKind.train, "train", pairs=iteration.pairing["kept"])
+    kept = paired(session, iteration)
+    job = _job(session, iteration, JobKind.train, "train", pairs=kept)
     return factories.model(
         session,
         name=None,
@@ -94,6 +94,13 @@ def trained(session: Session, iteration: Iteration, outs: Outs) -> Model:
         job_id=job.id,
         epoch=1,
     )
+
+
+def paired(session: Session, iteration: Iteration) -> object:
+    """Its pairs are chosen; returns how many there are."""
+    choices, iteration.pairing = choose_pairs(session, iteration)
+    insert_pairs(session, iteration.id, choices)
+    return iteration.pairing["kept"]
 
 
 def sampled(session: Session, iteration: Iteration, outs: Outs) -> None:
@@ -223,7 +230,10 @@ def _job(session: Session, iteration: Iteration, kind: JobKind, step: str, **res
         id=job_id(iteration.id, step),
         kind=kind,
         status=Status.succeeded,
-        params={"model": str(iteration.parent_model_id), "judge": iteration.config["judge"]},
+        params={
+            "model": str(iteration.parent_model_id),
+            **{field: iteration.config[field] for field in ("judge", "training")},
+        },
         iteration_id=iteration.id,
         step=step,
         result=result,

@@ -12,3 +12,8 @@ def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_
     while not condition():
         assert time.monotonic() < deadline, f"not in time: {what}"
         time.sleep(0.02)
+
+
+def at_once(_key: object, work: Callable[[], object]) -> None:
+    """In place of the threads that the loop starts its work on."""
+    work()

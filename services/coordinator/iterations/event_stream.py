@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from services.coordinator.iterations.progress import progress_of
-from services.coordinator.iterations.routes import find
+from services.coordinator.iterations.state import find
 from shared.base import ResponseModel
 from shared.db.engine import transaction
 from shared.db.tables import Event

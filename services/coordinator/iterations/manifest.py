@@ -14,8 +14,7 @@ from fastapi import APIRouter
 from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased
 
-from services.coordinator.iterations.routes import find
-from services.coordinator.iterations.state import COMPARISON, checkpoints, job_id
+from services.coordinator.iterations.state import COMPARISON, checkpoints, find, job_id
 from shared.base import ResponseModel
 from shared.db.tables import (
     Completion,

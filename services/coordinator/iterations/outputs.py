@@ -6,8 +6,7 @@ from fastapi import APIRouter
 from sqlalchemy import and_, select
 from sqlalchemy.orm import aliased
 
-from services.coordinator.iterations.routes import find
-from services.coordinator.iterations.state import format_of, job_id
+from services.coordinator.iterations.state import find, format_of, job_id
 from shared.auth.thoughts import MayReadThoughts, shown
 from shared.base import ResponseModel
 from shared.db.tables import Completion, Judgment, Pair, Prompt

@@ -1,9 +1,9 @@
-"""The policy of an iteration: one pure function from what is there to what to do next."""
+"""The policy of an iteration: one pure function, from its state to the next step."""
 
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from shared.db.tables import Status
 
@@ -18,9 +18,10 @@ class JobView:
 
 @dataclass(frozen=True)
 class State:
-    """What `next_step` decides on. `jobs` holds generate, judge and train once submitted."""
+    """The facts that `next_step` decides on."""
 
     jobs: Mapping[str, JobView]
+    """The jobs of the steps generate, judge and train that have been submitted."""
     parent: uuid.UUID
     evaluations: Mapping[uuid.UUID, Sequence[JobView]] = field(default_factory=dict)
     """Model -> its generate and judge job on the validation prompts."""
@@ -29,14 +30,28 @@ class State:
     candidates: Sequence[uuid.UUID] = ()
     """Checkpoints of the finished training that validation must score."""
     compares_parent: bool = False
-    """Whether no score sets the best of them beside the parent."""
+    """True if a job of its own must compare the best checkpoint with the parent."""
     comparison: JobView | None = None
-    """The judge job that does, once submitted."""
+    """That job, once submitted."""
+    reported: bool = False
+    """True once the best checkpoint is chosen and its report is stored."""
+    to_resume: Sequence[uuid.UUID] = ()
+    """Jobs that ended before the iteration was resumed, or train with settings since replaced."""
 
 
 @dataclass(frozen=True)
-class Sample:
+class ResumeJobs:
+    """Resume the jobs that the iteration's own resume has left to the loop."""
+
+    jobs: tuple[uuid.UUID, ...]
+    stage: ClassVar[None] = None
+
+
+@dataclass(frozen=True)
+class SampleAndJudge:
     """Submit generate and judge for the training prompts."""
+
+    stage: ClassVar[str] = "generate"
 
 
 @dataclass(frozen=True)
@@ -44,62 +59,93 @@ class Evaluate:
     """Submit generate and judge for the validation prompts."""
 
     model: uuid.UUID
+    stage: ClassVar[None] = None
 
 
 @dataclass(frozen=True)
 class MakePairs:
-    pass
+    """Choose the pairs and store them."""
+
+    stage: ClassVar[str] = "pair"
 
 
 @dataclass(frozen=True)
 class Train:
-    pass
+    """Submit the training."""
+
+    stage: ClassVar[str] = "train"
 
 
 @dataclass(frozen=True)
-class Compare:
+class CompareWithParent:
     """Submit the judge job of the best checkpoint against the parent."""
 
+    stage: ClassVar[str] = "validate"
+
 
 @dataclass(frozen=True)
-class Choose:
-    """Take the best checkpoint, report, and finish."""
+class ChooseCheckpoint:
+    """Choose the best checkpoint and store it with its report."""
+
+    stage: ClassVar[str] = "validate"
 
 
-RETRAIN = (
-    'POST …/resume tries it again, with {"training": {…}} as its body under other settings; what '
-    "was sampled and judged stays."
-)
-NO_SCORES = {
-    "code": "no_scores",
-    "stage": "validate",
-    "param": "validation.judge",
-    "message": "the judge gave no score to any validation response; GET /jobs/{id}/judgments of "
-    "the judge service shows why, under details.reason",
-}
-STAGES = ("generate", "pair", "train", "validate")
-"""In their order; an iteration's own column says in which it is."""
+@dataclass(frozen=True)
+class Finish:
+    """Name the chosen checkpoint, promote it by rule, and end the iteration."""
+
+    stage: ClassVar[None] = None
 
 
 @dataclass(frozen=True)
 class Wait:
+    """Nothing to do until a job of this stage ends."""
+
     stage: str
 
 
 @dataclass(frozen=True)
 class Fail:
+    """End the iteration with this error."""
+
     error: Error
+    stage: ClassVar[None] = None
 
 
-Step = Sample | Evaluate | MakePairs | Train | Compare | Choose | Wait | Fail
+Step = (
+    ResumeJobs
+    | SampleAndJudge
+    | Evaluate
+    | MakePairs
+    | Train
+    | CompareWithParent
+    | ChooseCheckpoint
+    | Finish
+    | Wait
+    | Fail
+)
+"""Each names the stage that the iteration enters with it, or None if it stays where it is."""
+
+RETRAIN = (
+    'POST …/resume tries it again, with {"training": {…}} as its body under other settings; what '
+    "was sampled and judged stays."
+)
+NO_SCORES = (
+    "the judge gave no score to any validation response; GET /jobs/{id}/judgments of "
+    "the judge service shows why, under details.reason"
+)
+STAGES = ("generate", "pair", "train", "validate")
+"""The stages in their order. The column `stage` of an iteration names its present one."""
 
 
 def next_step(state: State) -> Step:
-    """The next thing to do, or what is waited for. Repeating it on the same state is harmless."""
+    """The next step. Taking the same step twice is harmless."""
+    if state.to_resume:
+        return ResumeJobs(tuple(state.to_resume))
     if error := _first_error(state):
         return Fail(error)
     if "generate" not in state.jobs or "judge" not in state.jobs:
-        return Sample()
+        return SampleAndJudge()
     if state.parent not in state.evaluations:
         # Beside sampling, while the engine holds the parent's weights anyhow.
         return Evaluate(state.parent)
@@ -120,10 +166,10 @@ def next_step(state: State) -> Step:
         return Wait("validate")
     if state.compares_parent:
         if state.comparison is None:
-            return Compare()
+            return CompareWithParent()
         if not _done(state.comparison):
             return Wait("validate")
-    return Choose()
+    return Finish() if state.reported else ChooseCheckpoint()
 
 
 def _done(*jobs: JobView) -> bool:

@@ -1,25 +1,23 @@
 """The routes of iterations: start, list, read, cancel, resume."""
 
 import uuid
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from services.coordinator.iterations import events
+from services.coordinator.iterations import transitions
 from services.coordinator.iterations.baseline import baseline_of
 from services.coordinator.iterations.create import start_run
 from services.coordinator.iterations.policy import STAGES
 from services.coordinator.iterations.progress import IterationProgress, progress_of
-from services.coordinator.iterations.state import job_id
-from services.coordinator.job_services import Services
-from shared import log
+from services.coordinator.iterations.state import find, job_id
 from shared.auth import audit
 from shared.base import ResponseModel
 from shared.db.tables import Iteration, Job, Status
-from shared.errors import Conflict, NotFound
+from shared.errors import Conflict
+from shared.registry.models import resolve
 from shared.schemas.requests import IterationRequest, Resume
 from shared.web.idempotency import OnceDep
 from shared.web.paging import Limit, Page, paginate, unix
@@ -78,16 +76,6 @@ def read(session: Session, row: Iteration) -> IterationRead:
     )
 
 
-def find(session: Session, iteration_id: uuid.UUID, *, lock: bool = False) -> Iteration:
-    row = session.get(
-        Iteration, iteration_id, with_for_update={"key_share": True} if lock else None
-    )
-    if row is None:
-        raise NotFound(f"no iteration {iteration_id}", param="id")
-    log.bind_here(iteration=str(iteration_id))
-    return row
-
-
 @router.post("/iterations", status_code=202)
 def create(
     request: IterationRequest, session: SessionDep, response: Response, once: OnceDep
@@ -141,11 +129,11 @@ def cancel(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
             Iteration.number >= first.number,
             Iteration.finished_at.is_(None),
         )
+        .order_by(Iteration.number)
         .with_for_update(key_share=True)
     ).all()
     for row in rest:
-        row.status, row.finished_at = Status.cancelled, datetime.now(UTC)
-        events.record(session, row.id, "status", "cancelled")
+        transitions.cancel(session, row)
     if rest:
         audit.record(session, "iteration.cancel", iteration_id, cancelled=len(rest))
     session.flush()
@@ -156,8 +144,8 @@ def cancel(iteration_id: uuid.UUID, session: SessionDep) -> IterationRead:
 def resume(
     iteration_id: uuid.UUID, session: SessionDep, change: Resume | None = None
 ) -> IterationRead:
-    """Take a failed or cancelled iteration up where it ended; shards that are done stay done.
-    Those after it in its run that ended with it for want of a parent wait for it again.
+    """Resume a failed or cancelled iteration where it ended; finished shards are kept. Later
+    iterations of its run that failed because it did wait for it again.
 
     With `training` it trains with other settings on the pairs that it has.
     """
@@ -174,35 +162,24 @@ def resume(
             "can be resumed",
             param="id",
         )
+    if row.parent_model_id is not None:
+        resolve(session, str(row.parent_model_id), param="model")  # it may have been pruned since
     changed: dict[str, Any] = {}
     if change is not None and change.training is not None:
+        _refuse_if_trained(session, row)
         changed = {"training": change.training.model_dump(mode="json")}
-        _change(session, row, changed)
-    ended = select(Job).where(
-        Job.iteration_id == row.id,
-        Job.step.is_not(None),  # a job of a user's own is not the iteration's to resume
-        Job.status.in_((Status.failed, Status.cancelled)),
-    )
-    for job in session.scalars(ended):
-        Services.from_settings().for_job(job.kind).post(f"/jobs/{job.id}/resume")
-    _reopen(session, row, **changed)
-    for later in session.scalars(_waiting_for(row)):
-        _reopen(session, later)
+        row.config = row.config | changed
+    # The loop resumes its jobs: calls to services have no place in this transaction.
+    transitions.reopen(session, row, **changed)
+    for later in session.scalars(_failed_with(row)):
+        transitions.reopen(session, later)
     audit.record(session, "iteration.resume", iteration_id)
     session.flush()
     return read(session, row)
 
 
-def _reopen(session: Session, row: Iteration, **changed: Any) -> None:
-    row.status = Status.queued if row.parent_model_id is None else Status.running
-    row.error, row.finished_at, row.stage_started_at = None, None, datetime.now(UTC)
-    if row.pairing is not None and row.pairing["kept"] == 0:
-        row.pairing = None
-    events.record(session, row.id, "status", "resumed", **changed)
-
-
-def _waiting_for(row: Iteration) -> Select[Iteration]:
-    """Those that never began, for one before them failed."""
+def _failed_with(row: Iteration) -> Select[Iteration]:
+    """Later iterations of the run that never began, because one before them failed."""
     return (
         select(Iteration)
         .where(
@@ -211,21 +188,15 @@ def _waiting_for(row: Iteration) -> Select[Iteration]:
             Iteration.pruned_at.is_(None),
             Iteration.error["code"].astext == "parent_failed",
         )
+        .order_by(Iteration.number)
         .with_for_update(key_share=True)
     )
 
 
-def _change(session: Session, row: Iteration, changed: dict[str, Any]) -> None:
-    """Replace its training's settings: of the job too, where there is one."""
-    row.config = row.config | changed
+def _refuse_if_trained(session: Session, row: Iteration) -> None:
     job = session.get(Job, job_id(row.id, "train"))
-    if job is None:
-        return
-    if job.status is Status.succeeded:
+    if job is not None and job.status is Status.succeeded:
         raise Conflict(
             f"training: iteration {row.id} has trained; other settings need a new iteration",
             param="training",
         )
-    train = Services.from_settings().train
-    train.post(f"/jobs/{job.id}/cancel")  # it may not have heard yet that its iteration ended
-    train.post(f"/jobs/{job.id}/resume", changed)

@@ -1,15 +1,17 @@
-"""Reading an iteration's state for `next_step` from the rows of its jobs and evaluations."""
+"""Reads an iteration from its rows: by its id, or as the state that `next_step` decides on."""
 
 import uuid
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, select
 from sqlalchemy.orm import Session
 
 from services.coordinator.iterations.policy import JobView, State
-from shared.db.tables import Evaluation, Iteration, Job, Model
+from shared import log
+from shared.db.tables import Evaluation, Iteration, Job, JobKind, Model, Status
+from shared.errors import NotFound
 from shared.registry.lineage import STEPS
-from shared.schemas.requests import IterationRequest
+from shared.schemas.requests import IterationRequest, Training
 from shared.thinking.formats import ThoughtFormat
 
 COMPARISON = "evaluate-against-parent"
@@ -17,8 +19,18 @@ COMPARISON = "evaluate-against-parent"
 
 
 def job_id(iteration_id: uuid.UUID, step: str) -> uuid.UUID:
-    """The same for the same step, so that a repeat after a crash finds the same job."""
+    """Derive a job's id from its step, so that a repeat after a crash finds the same job."""
     return uuid.uuid5(iteration_id, step)
+
+
+def find(session: Session, iteration_id: uuid.UUID, *, lock: bool = False) -> Iteration:
+    row = session.get(
+        Iteration, iteration_id, with_for_update={"key_share": True} if lock else None
+    )
+    if row is None:
+        raise NotFound(f"no iteration {iteration_id}", param="id")
+    log.bind_here(iteration=str(iteration_id))
+    return row
 
 
 def config_of(iteration: Iteration) -> IterationRequest:
@@ -31,21 +43,30 @@ def format_of(iteration: Iteration) -> ThoughtFormat:
 
 
 def compares_parent(iteration: Iteration) -> bool:
-    """Whether that takes a job of its own: scores of a judge that compares are shares won against
-    the seed's answers, and those of another judge can be set side by side."""
+    """True if comparing with the parent takes a job of its own.
+
+    A judge that compares gives shares won against the seed's answers, which say nothing about the
+    parent. Scores of any other judge can be compared directly."""
     of_seed = iteration.parent_model_id == iteration.seed_model_id
     return not of_seed and config_of(iteration).evaluating_judge.compares
 
 
 def read_state(session: Session, iteration: Iteration) -> State:
     assert iteration.parent_model_id is not None
-    # Jobs before what they write: workers commit meanwhile, and a training that is seen to have
-    # succeeded must not be one whose checkpoints were looked for too early.
+    # Jobs are read before their checkpoints. A worker may commit in between, and a training that
+    # is seen to have succeeded must be seen with its checkpoints.
+    to_resume = _jobs_to_resume(session, iteration)
     ids = {job_id(iteration.id, step): step for step in (*STEPS, COMPARISON)}
     steps = {ids[id_]: view for id_, view in _views(session, [*ids]).items()}
-    candidates = [m.id for m in _candidates(session, iteration)]
-    relevant = {*candidates, iteration.parent_model_id}
-    evaluations = [e for e in _evaluations(session, iteration.run_id) if e.model_id in relevant]
+    candidates = [model.id for model in checkpoints(session, iteration)]
+    if config_of(iteration).validation.checkpoints != "all":
+        candidates = candidates[-1:]
+    evaluations = session.scalars(
+        select(Evaluation).where(
+            Evaluation.run_id == iteration.run_id,
+            Evaluation.model_id.in_({*candidates, iteration.parent_model_id}),
+        )
+    ).all()
     views = _views(session, [j for e in evaluations for j in (e.generate_job_id, e.judge_job_id)])
     return State(
         jobs={step: steps[step] for step in STEPS if step in steps},
@@ -57,7 +78,38 @@ def read_state(session: Session, iteration: Iteration) -> State:
         candidates=candidates,
         compares_parent=compares_parent(iteration),
         comparison=steps.get(COMPARISON),
+        reported=iteration.report is not None,
+        to_resume=to_resume,
     )
+
+
+def _jobs_to_resume(session: Session, iteration: Iteration) -> list[uuid.UUID]:
+    """Jobs that ended before the iteration's stage began, as only its resume leaves them, and a
+    training whose settings the resume has replaced. Both times are by the database's clock."""
+    jobs = session.scalars(
+        select(Job).where(
+            Job.iteration_id == iteration.id, own_step(), Job.status != Status.succeeded
+        )
+    )
+    since = iteration.stage_started_at
+    return [
+        job.id
+        for job in jobs
+        if (since and job.finished_at and job.finished_at <= since)
+        or has_old_settings(job, iteration)
+    ]
+
+
+def own_step() -> ColumnElement[bool]:
+    """Jobs that are steps of an iteration. A user's own job that names the iteration is none."""
+    return and_(Job.step.is_not(None), Job.kind != JobKind.prune)
+
+
+def has_old_settings(job: Job, iteration: Iteration) -> bool:
+    """True for a training that was submitted with other settings than the iteration has now."""
+    if job.kind is not JobKind.train:
+        return False
+    return Training.model_validate(job.params["training"]) != config_of(iteration).training
 
 
 def _views(session: Session, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, JobView]:
@@ -70,12 +122,3 @@ def checkpoints(session: Session, iteration: Iteration) -> Sequence[Model]:
     return session.scalars(
         select(Model).where(Model.job_id == job_id(iteration.id, "train")).order_by(Model.epoch)
     ).all()
-
-
-def _candidates(session: Session, iteration: Iteration) -> Sequence[Model]:
-    found = checkpoints(session, iteration)
-    return found if config_of(iteration).validation.checkpoints == "all" else found[-1:]
-
-
-def _evaluations(session: Session, run_id: uuid.UUID) -> Sequence[Evaluation]:
-    return session.scalars(select(Evaluation).where(Evaluation.run_id == run_id)).all()

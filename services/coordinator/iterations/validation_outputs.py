@@ -7,8 +7,7 @@ from fastapi import APIRouter
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.coordinator.iterations.routes import find
-from services.coordinator.iterations.state import format_of
+from services.coordinator.iterations.state import find, format_of
 from shared.base import ResponseModel
 from shared.db.tables import Completion, Evaluation, Iteration, Prompt
 from shared.errors import Conflict, Gone

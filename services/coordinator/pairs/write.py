@@ -15,18 +15,21 @@ CHUNK = 2000
 """Rows read or written at once: an iteration is never held in memory whole."""
 
 
-def make_pairs(session: Session, iteration: Iteration) -> dict[str, object]:
-    """Insert the pairs; returns the report that `next_step` and the iteration's report read."""
+def choose_pairs(session: Session, iteration: Iteration) -> tuple[list[Choice], dict[str, object]]:
+    """Choose the pairs; returns them with their counts, which `next_step` and the report read."""
     config = config_of(iteration)
     choices, report = choose_all(
         candidates(session, iteration.id),
         rho=config.length_control.rho,
         max_parse_failure_fraction=config.pairing.max_parse_failure_fraction,
     )
+    return choices, report.as_json()
+
+
+def insert_pairs(session: Session, iteration_id: uuid.UUID, choices: list[Choice]) -> None:
     for start in range(0, len(choices), CHUNK):
-        rows = [_row(iteration.id, choice) for choice in choices[start : start + CHUNK]]
+        rows = [_row(iteration_id, choice) for choice in choices[start : start + CHUNK]]
         session.execute(insert(Pair), rows)
-    return report.as_json()
 
 
 def candidates(session: Session, iteration_id: uuid.UUID) -> Iterator[tuple[int, list[Candidate]]]:

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 from sqlalchemy.orm import Session
 
-from services.coordinator.iterations.routes import find
+from services.coordinator.iterations.state import find
 from services.coordinator.report.iteration_page import iteration_page
 from services.coordinator.report.run import run_report
 from services.coordinator.report.run_page import run_page

@@ -26,13 +26,14 @@ from shared.web.client import ServiceClient
 from tests.support import access, evaluated_runs, factories
 from tests.support.evaluated_runs import Out
 from tests.support.scripted_engine import serving
+from tests.support.waiting import at_once
 
 NOBODY = ServiceClient("http://127.0.0.1:1", "")
 
 
 def look(judge: ServiceClient = NOBODY) -> None:
-    """Of a loop whose services are played by `ServiceClient.put`."""
-    tick(Services(generate=NOBODY, judge=judge, train=NOBODY), threading.Event())
+    """Do all that a loop finds to do, whose services are played by `ServiceClient.put`."""
+    tick(Services(generate=NOBODY, judge=judge, train=NOBODY), threading.Event(), at_once)
 
 
 def test_a_training_is_asked_for_once_its_pairs_are_in_the_record(
@@ -100,8 +101,9 @@ def test_what_the_database_refuses_again_and_again_ends_the_iteration(
         seed, dataset = factories.model(session), factories.dataset(session, 2, 1)
         id_ = evaluated_runs.running(session, dataset, seed).id
 
-    def refused(session: Session, *_: object) -> bool:
-        session.execute(text("SELECT 1 / 0"))
+    def refused(*_: object) -> bool:
+        with transaction() as session:
+            session.execute(text("SELECT 1 / 0"))
         return False
 
     monkeypatch.setattr(loop, "advance", refused)
@@ -114,20 +116,19 @@ def test_what_the_database_refuses_again_and_again_ends_the_iteration(
 
 
 def test_a_users_own_job_outlives_the_iteration_that_it_names(
-    clean_database: Engine, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    clean_database: Engine, redis_url: str
 ) -> None:
     with transaction() as session:
         seed, dataset = factories.model(session), factories.dataset(session, 2, 1)
         iteration = evaluated_runs.running(session, dataset, seed)
         iteration.status, iteration.finished_at = Status.succeeded, func.now()
         values = {"iteration_id": iteration.id, "kind": JobKind.train, "params": {}}
-        jobs = [Job(id=uuid.uuid4(), step=step, **values) for step in (None, "train")]
-        session.add_all(jobs)
-        step = jobs[1].id
-    stopped = []
-    monkeypatch.setattr(ServiceClient, "post", lambda _, path: stopped.append(path))
+        own, step = (Job(id=uuid.uuid4(), step=step, **values) for step in (None, "train"))
+        session.add_all([own, step])
     look()
-    assert stopped == [f"/jobs/{step}/cancel"]
+    with transaction() as session:
+        assert session.get_one(Job, own.id).status is Status.queued
+        assert session.get_one(Job, step.id).status is Status.cancelled
 
 
 def test_the_best_is_found_on_the_prompts_that_all_have_a_score_of() -> None:

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 
 from services.coordinator.iterations.policy import (
     RETRAIN,
-    Choose,
-    Compare,
+    ChooseCheckpoint,
+    CompareWithParent,
     Evaluate,
     Fail,
+    Finish,
     JobView,
     MakePairs,
-    Sample,
+    ResumeJobs,
+    SampleAndJudge,
     State,
     Step,
     Train,
@@ -46,8 +48,8 @@ def state(**given: Any) -> State:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, Sample()),
-        ({"jobs": {"generate": RUNNING}}, Sample()),
+        ({}, SampleAndJudge()),
+        ({"jobs": {"generate": RUNNING}}, SampleAndJudge()),
         ({"jobs": {"generate": RUNNING, "judge": RUNNING}}, Evaluate(PARENT)),
         (
             {"jobs": {"generate": DONE, "judge": RUNNING}, "evaluations": SCORED},
@@ -83,10 +85,12 @@ def state(**given: Any) -> State:
             VALIDATED | {"evaluations": SCORED | {FIRST: [DONE, RUNNING]}, "compares_parent": True},
             Wait("validate"),
         ),
-        (VALIDATED, Choose()),
-        (VALIDATED | {"compares_parent": True}, Compare()),
+        (VALIDATED, ChooseCheckpoint()),
+        (VALIDATED | {"compares_parent": True}, CompareWithParent()),
         (VALIDATED | {"compares_parent": True, "comparison": RUNNING}, Wait("validate")),
-        (VALIDATED | {"compares_parent": True, "comparison": DONE}, Choose()),
+        (VALIDATED | {"compares_parent": True, "comparison": DONE}, ChooseCheckpoint()),
+        (VALIDATED | {"reported": True}, Finish()),
+        ({"jobs": {"generate": BROKEN}, "to_resume": [FIRST]}, ResumeJobs((FIRST,))),
     ],
 )
 def test_each_state_has_its_step(given: dict[str, Any], expected: Step) -> None:
@@ -160,7 +164,9 @@ def test_it_never_goes_on_from_unfinished_or_failed_work(
     elif isinstance(step, Train | MakePairs):
         assert jobs["generate"] == jobs["judge"] == DONE
         assert evaluations[PARENT] == [DONE, DONE]
-    elif isinstance(step, Compare | Choose):
+    elif isinstance(step, CompareWithParent | ChooseCheckpoint):
         assert jobs["train"] == DONE
         assert all(evaluations[c] == [DONE, DONE] for c in candidates)
-        assert not compares_parent or comparison == (DONE if isinstance(step, Choose) else None)
+        assert not compares_parent or comparison == (
+            DONE if isinstance(step, ChooseCheckpoint) else None
+        )

@@ -24,6 +24,7 @@ from shared.web.client import ServiceClient
 from tests.support import access, factories
 from tests.support.past_runs import checkpoint, files, past_run, samples
 from tests.support.scripted_engine import serving
+from tests.support.waiting import at_once
 from workers.models import prune as stage
 
 OK, FAILED, CANCELLED = Status.succeeded, Status.failed, Status.cancelled
@@ -86,12 +87,12 @@ def test_what_is_announced_is_what_goes(client: TestClient, services: Services) 
     want = {"iterations": 3, "completions": 6 + 6 + 4, "checkpoints": 5, "bytes": 5000}
     assert announced == want
     assert (marked(), counts()) == (set(), before)
-    tick(services, threading.Event())
+    tick(services, threading.Event(), at_once)
     assert prune_jobs() == []
 
     assert post(client) == announced
     assert marked() == set(old)
-    tick(services, threading.Event())
+    tick(services, threading.Event(), at_once)
     for job in prune_jobs():
         stage.main(job.id, "worker")
     assert [job.status for job in prune_jobs()] == [OK] * 3
@@ -134,7 +135,7 @@ def test_a_run_waits_for_its_jobs_and_for_whoever_uses_its_checkpoints(client: T
 def test_a_pruned_iteration_says_so(client: TestClient, services: Services) -> None:
     made, failed = ended(OK, FAILED)
     post(client)
-    tick(services, threading.Event())
+    tick(services, threading.Event(), at_once)
     for job in prune_jobs():
         stage.main(job.id, "worker")
     read = client.get(f"/iterations/{made}").json()
@@ -179,7 +180,7 @@ def test_the_loop_sends_what_is_marked_once_and_does_not_cancel_it(
     [failed] = ended(FAILED)
     post(client)
     for _ in range(3):
-        tick(services, threading.Event())
+        tick(services, threading.Event(), at_once)
     [job] = prune_jobs()
     assert (job.id, job.status) == (job_id(failed, "prune"), Status.queued)
 
@@ -188,9 +189,9 @@ def test_a_service_that_is_away_is_asked_again(client: TestClient, services: Ser
     ended(FAILED)
     post(client)
     away = ServiceClient("http://127.0.0.1:1", "")
-    tick(Services(generate=away, judge=away, train=away), threading.Event())
+    tick(Services(generate=away, judge=away, train=away), threading.Event(), at_once)
     assert prune_jobs() == []
-    tick(services, threading.Event())
+    tick(services, threading.Event(), at_once)
     assert len(prune_jobs()) == 1
 
 
