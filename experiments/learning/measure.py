@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.learning.make_prompts import TEST_PATH
 from services.cli.output.watch import TERMINAL
-from services.coordinator.evaluation.scores import with_interval
+from services.coordinator.evaluation.stats import mean_interval
 from shared.web.client import ServiceClient
 
 Json = dict[str, Any]
@@ -37,7 +37,7 @@ class Measured:
         gains = [ours - theirs for ours, theirs in zip(self.scores, seed.scores, strict=True)]
         return asdict(self) | {
             "score": fmean(self.scores),
-            "gain": with_interval(gains),
+            "gain": mean_interval(gains).as_json(),
             "mean_response_tokens": fmean(self.response_tokens),
             "mean_thought_tokens": fmean(self.thought_tokens),
         }

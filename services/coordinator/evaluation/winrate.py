@@ -1,218 +1,180 @@
 """How often one model's responses beat another's, raw and length-controlled. Pure arithmetic."""
 
 import math
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from services.coordinator.pairs.length_control import CONFIDENCE, SEED, interval
+import numpy as np
+
+from services.coordinator.evaluation.scored_outputs import ScoredOutput, ScoredOutputs
+from services.coordinator.evaluation.stats import (
+    Interval,
+    Numbers,
+    mean_interval,
+    percentiles,
+    resamples,
+)
 
 RESAMPLES = 500
-"""Of the length-controlled rate, where each is a fit of its own."""
+"""Resamples of a length-controlled rate. Each needs a fit, so there are fewer than of a mean."""
 RIDGE = 0.1
 """Weight of the penalty on both parameters: it keeps them finite where one model wins everything,
-and counts for less the more prompts there are."""
-MIN_WORTH = 20.0
-"""Of `worth`. In simulations the ridge moves rates from there on by 0.03 at most; below, it decides
-them more and more, and they seem the surer for it."""
+and matters less the more prompts there are."""
+MIN_EFFECTIVE_SAMPLE_SIZE = 20.0
+"""From here on the ridge moves rates by at most 0.03 in simulations. Below, it decides them more
+and more, while the interval gets narrower."""
 INSEPARABLE = (
-    "No length-controlled rate where one model's responses are nearly always the longer ones, or "
-    "prompts are few: the effect of length cannot be told from who is better."
+    "No length-controlled rate: one model's responses are nearly always the longer ones, or there "
+    "are few prompts, so the effect of length cannot be separated from quality."
 )
-STEPS, TOLERANCE = 50, 1e-9
+MAX_STEPS, TOLERANCE, MIN_SCALE = 100, 1e-9, 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """A model's output on a prompt."""
-
-    score: float | None
-    """None where it has no response: it loses against any response and ties with another such."""
-    length: int | None
-    """Tokens of the response; None where it has none."""
-
-
-Samples = Mapping[int, Sequence[Sample]]
-"""Prompt id -> its samples."""
-
-
-@dataclass(frozen=True, slots=True)
-class Duel:
+class PromptComparison:
     """Two models on one prompt."""
 
     share: float
-    """Of pairs of samples that the first model wins; a tie is half."""
+    """Share of the pairs of outputs that the first model wins; a tie counts half."""
     longer: float
-    """Mean tokens by which its responses are longer. Outputs without a response are left out:
-    length had no say in how those ended."""
+    """Mean tokens by which the first model's responses are longer. Outputs without a response are
+    left out: length did not decide those."""
 
 
-def duels(model: Samples, other: Samples) -> list[Duel]:
-    """On the prompts that both answered: every sample of one against every sample of the other."""
+def comparisons(model: ScoredOutputs, other: ScoredOutputs) -> list[PromptComparison]:
+    """Each output of one model against each of the other, on the prompts that both answered."""
     return [
-        Duel(
-            _mean([_win(a, b) for a in model[p] for b in other[p]]),
-            _longer(model[p], other[p]),
+        PromptComparison(
+            fmean(_points(ours, theirs) for ours in model[p] for theirs in other[p]),
+            _mean_longer(model[p], other[p]),
         )
         for p in sorted(model.keys() & other.keys())
-        if model[p] and other[p]
     ]
 
 
-def duels_by_share(model: Samples, other: Samples) -> list[Duel]:
-    """The same where a score already is the share of the other's outputs that it beats."""
+def comparisons_by_share(model: ScoredOutputs, other: ScoredOutputs) -> list[PromptComparison]:
+    """The same where a score already is the share of the other's outputs that the output beats."""
     return [
-        Duel(_mean([s.score or 0.0 for s in model[p]]), _longer(model[p], other.get(p, ())))
-        for p in sorted(model)
-        if model[p]
+        PromptComparison(
+            fmean(output.score or 0.0 for output in outputs),
+            _mean_longer(outputs, other.get(prompt_id, ())),
+        )
+        for prompt_id, outputs in sorted(model.items())
     ]
 
 
-def _win(a: Sample, b: Sample) -> float:
-    if a.score is None or b.score is None:
-        return ((a.score is not None) - (b.score is not None) + 1) / 2
-    return (a.score > b.score) + (a.score == b.score) / 2
+def _points(ours: ScoredOutput, theirs: ScoredOutput) -> float:
+    """1 for a win, one half for a tie."""
+    a, b = (-math.inf if o.score is None else o.score for o in (ours, theirs))
+    return (a > b) + (a == b) / 2
 
 
-def _longer(ours: Sequence[Sample], theirs: Sequence[Sample]) -> float:
-    return _mean(
-        [
-            a.length - b.length
-            for a in ours
-            for b in theirs
-            if a.length is not None and b.length is not None
-        ]
+def _mean_longer(ours: Sequence[ScoredOutput], theirs: Sequence[ScoredOutput]) -> float:
+    our_lengths, their_lengths = (
+        [output.length for output in outputs if output.length is not None]
+        for outputs in (ours, theirs)
     )
+    if not our_lengths or not their_lengths:
+        return 0.0
+    return fmean(our_lengths) - fmean(their_lengths)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else 0.0
+def win_rate(compared: Sequence[PromptComparison]) -> dict[str, Any] | None:
+    """The raw and the length-controlled rate, each with its 95% interval; None without prompts.
 
-
-def win_rate(fought: Sequence[Duel]) -> dict[str, Any] | None:
-    """Raw and length-controlled rate, each with its 95% interval over prompts; None of nothing.
-
-    The length-controlled one is None, and `note` says why, where `worth` is below `MIN_WORTH`.
+    The length-controlled rate is None, and `note` says why, where the effective sample size is
+    below `MIN_EFFECTIVE_SAMPLE_SIZE`.
     """
-    if not fought:
+    if not compared:
         return None
-    shares = [duel.share for duel in fought]
-    lengths = length_terms([duel.longer for duel in fought])
-    told = worth(lengths) >= MIN_WORTH
-    n = len(fought)
+    shares = [comparison.share for comparison in compared]
+    lengths = length_terms([comparison.longer for comparison in compared])
+    separable = effective_sample_size(lengths) >= MIN_EFFECTIVE_SAMPLE_SIZE
     return {
-        "raw": _figure(interval(shares), n),
-        "length_controlled": _figure(_controlled(shares, lengths), n) if told else None,
-        "note": None if told else INSEPARABLE,
+        "raw": mean_interval(shares).as_json(),
+        "length_controlled": (
+            _length_controlled(np.asarray(shares, dtype=float), lengths).as_json()
+            if separable
+            else None
+        ),
+        "note": None if separable else INSEPARABLE,
     }
 
 
-def _figure(found: tuple[float, float, float], n: int) -> dict[str, Any]:
-    return dict(zip(("mean", "low", "high"), found, strict=True)) | {"n": n}
+def effective_sample_size(lengths: Numbers) -> float:
+    """The number of prompts without a difference in length that would tell as much about theta.
 
-
-def worth(lengths: Sequence[float]) -> float:
-    """How many prompts without any difference in length would say as much of theta as these do.
-
-    n * var(x) / mean(x^2) of the length terms x: n over the factor by which fitting phi, too,
-    inflates theta's variance. It is n where neither model's responses are the longer ones on
-    average, and 0 where x is one value: the prompts then show theta + phi * x alone, which the
-    ridge would share out between the two whatever the truth is.
+    It is n * var(x) / mean(x^2) of the length terms x: n over the factor by which fitting phi as
+    well inflates the variance of theta. It is n where neither model's responses are longer on
+    average, and 0 where all x are equal: the prompts then show only theta + phi * x, and the ridge
+    alone would decide how the sum is divided.
     """
-    mean, square = _mean(lengths), _mean([x * x for x in lengths])
-    return len(lengths) * max(1 - mean * mean / square, 0.0) if square else float(len(lengths))
+    square = float(np.mean(lengths**2))
+    return len(lengths) * float(np.var(lengths)) / square if square else float(len(lengths))
 
 
-def _controlled(shares: Sequence[float], lengths: Sequence[float]) -> tuple[float, float, float]:
-    """(rate, low, high): the rate with both models' responses as long as each other.
+def _length_controlled(shares: Numbers, lengths: Numbers) -> Interval:
+    """The win rate if the responses of both models were equally long.
 
     A logistic regression P(win) = sigmoid(theta + phi * tanh(d / std(d))), d the difference of
-    the lengths; the rate is sigmoid(theta), its length term set to zero. A share that is no whole
-    win is a target between 0 and 1. Source: Dubois et al., arXiv 2404.04475, section 3; what is
-    left out of it is in `docs/reports.md`. The interval resamples prompts, with a fixed seed.
+    the lengths; the rate is sigmoid(theta): the length term is set to zero. A share between 0 and
+    1 is a target of its own. Source: Dubois et al., arXiv 2404.04475, section 3; `docs/reports.md`
+    says what differs.
     """
-    n = len(shares)
-    whole = fit(shares, lengths, [1] * n)
-    rng = random.Random(SEED)
-    everything = range(n)
-    rates = []
-    for _ in range(RESAMPLES):
-        counts = [0] * n
-        for i in rng.choices(everything, k=n):
-            counts[i] += 1
-        # From the fit to all of them it is a few steps to that to a resample.
-        rates.append(_sigmoid(fit(shares, lengths, counts, whole)[0]))
-    rates.sort()
-    rate = _sigmoid(whole[0])
-    tail = round((1 - CONFIDENCE) / 2 * RESAMPLES)
-    # Percentiles of a few prompts may lie beside the estimate, which the ridge pulls in.
-    return rate, min(rate, rates[tail]), max(rate, rates[-1 - tail])
+    whole = fit(shares[None], lengths[None], np.zeros(2))[0]
+    # A fit to a resample is a few steps away from the fit to all prompts.
+    fits = [
+        fit(shares[rows], lengths[rows], whole)[:, 0] for rows in resamples(len(shares), RESAMPLES)
+    ]
+    rate = float(_sigmoid(whole[0]))
+    low, high = percentiles(_sigmoid(np.concatenate(fits)))
+    # Percentiles of few prompts may lie beside the estimate, which the ridge pulls inwards.
+    return Interval(rate, min(rate, low), max(rate, high), len(shares))
 
 
-def length_terms(longer: Sequence[float]) -> list[float]:
-    """tanh(d / std(d)); its limit, the sign of d, where d is the same everywhere."""
-    mean = _mean(longer)
-    std = math.sqrt(_mean([(d - mean) ** 2 for d in longer]))
-    if std <= 1e-9:
-        return [float((d > 0) - (d < 0)) for d in longer]
-    return [math.tanh(d / std) for d in longer]
+def length_terms(longer: Sequence[float]) -> Numbers:
+    """tanh(d / std(d)), and its limit, the sign of d, where all d are equal."""
+    differences = np.asarray(longer, dtype=float)
+    std = differences.std()
+    terms: Numbers = np.sign(differences) if std <= 1e-9 else np.tanh(differences / std)
+    return terms
 
 
-def fit(
-    shares: Sequence[float],
-    lengths: Sequence[float],
-    counts: Sequence[int],
-    start: tuple[float, float] = (0.0, 0.0),
-) -> tuple[float, float]:
-    """(theta, phi) of greatest penalised likelihood, each row taken `counts` times.
+def fit(shares: Numbers, lengths: Numbers, start: Numbers) -> Numbers:
+    """(theta, phi) of greatest penalised likelihood for each row of prompts.
 
-    Newton's method, halving a step that does not bring the gradient nearer to zero: the penalised
-    likelihood is strictly concave, so there is always one that does.
+    Newton's method, halving a step that does not make the gradient smaller: the penalised
+    likelihood is strictly concave, so a short enough step always does.
     """
-    rows = [(c, y, x) for c, y, x in zip(counts, shares, lengths, strict=True) if c]
-    theta, phi = start
-    slope = _slope(rows, theta, phi)
-    for _ in range(STEPS):
-        size = math.hypot(slope[0], slope[1])
-        if size <= TOLERANCE * (1 + len(rows)):
+    point = np.tile(start, (len(shares), 1))
+    scale = np.ones(len(shares))
+    gradient, curvature = _derivatives(shares, lengths, point)
+    for _ in range(MAX_STEPS):
+        size = np.linalg.norm(gradient, axis=1)
+        if np.all((size <= TOLERANCE * (1 + shares.shape[1])) | (scale < MIN_SCALE)):
             break
-        g_theta, g_phi, h_tt, h_tp, h_pp = slope
-        det = h_tt * h_pp - h_tp * h_tp
-        step_theta = (h_pp * g_theta - h_tp * g_phi) / det
-        step_phi = (h_tt * g_phi - h_tp * g_theta) / det
-        scale = 1.0
-        while scale > 1e-6:
-            tried = theta + scale * step_theta, phi + scale * step_phi
-            found = _slope(rows, *tried)
-            if math.hypot(found[0], found[1]) < size:
-                break
-            scale /= 2
-        else:
-            break
-        (theta, phi), slope = tried, found
-    return theta, phi
+        step = np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0]
+        tried = point + scale[:, None] * step
+        tried_gradient, tried_curvature = _derivatives(shares, lengths, tried)
+        smaller = np.linalg.norm(tried_gradient, axis=1) < size
+        point[smaller] = tried[smaller]
+        gradient[smaller], curvature[smaller] = tried_gradient[smaller], tried_curvature[smaller]
+        scale = np.where(smaller, 1.0, scale / 2)
+    return point
 
 
-def _slope(
-    rows: Sequence[tuple[int, float, float]], theta: float, phi: float
-) -> tuple[float, float, float, float, float]:
-    """The gradient, and the negative of the Hessian, which is positive definite by the ridge."""
-    g_theta, g_phi = -RIDGE * theta, -RIDGE * phi
-    h_tt, h_tp, h_pp = RIDGE, 0.0, RIDGE
-    for count, share, x in rows:
-        p = _sigmoid(theta + phi * x)
-        error, weight = count * (share - p), count * p * (1 - p)
-        g_theta += error
-        g_phi += error * x
-        h_tt += weight
-        h_tp += weight * x
-        h_pp += weight * x * x
-    return g_theta, g_phi, h_tt, h_tp, h_pp
+def _derivatives(shares: Numbers, lengths: Numbers, point: Numbers) -> tuple[Numbers, Numbers]:
+    """The gradients, and minus the second derivatives, positive definite thanks to the ridge."""
+    chance = _sigmoid(point[:, :1] + point[:, 1:] * lengths)
+    error, weight = shares - chance, chance * (1 - chance)
+    weighted = weight * lengths
+    gradient = np.stack([error.sum(axis=1), (error * lengths).sum(axis=1)], axis=1)
+    mixed = weighted.sum(axis=1)
+    curvature = np.array([[weight.sum(axis=1), mixed], [mixed, (weighted * lengths).sum(axis=1)]])
+    return gradient - RIDGE * point, np.moveaxis(curvature, 2, 0) + RIDGE * np.eye(2)
 
 
-def _sigmoid(z: float) -> float:
-    if z >= 0:
-        return 1 / (1 + math.exp(-z))
-    e = math.exp(z)
-    return e / (1 + e)
+def _sigmoid(z: Numbers) -> Numbers:
+    return 0.5 + 0.5 * np.tanh(z / 2)  # 1 / (1 + exp(-z)) would overflow

@@ -1,37 +1,43 @@
-"""An iteration's report: what was sampled, paired, learnt, and how validation judged it.
+"""An iteration's report: what was sampled, paired and learnt, and how validation judged the model.
 
-Built once, when the iteration succeeds, and kept with it: what it counts may be pruned later.
+Built once, when the iteration succeeds, and kept with it: the rows it counts may be pruned later.
+The validation outputs of each model are read once, as numbers; all else is counted by Postgres.
 """
 
 import uuid
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
+from services.coordinator.evaluation.scored_outputs import load
+from services.coordinator.evaluation.scores import worst
 from services.coordinator.iterations.state import config_of, job_id
 from services.coordinator.pairs.write import candidates
 from services.coordinator.report.judges import judges
-from services.coordinator.report.outputs import outputs
+from services.coordinator.report.outputs import count, outputs, validation_outputs
 from services.coordinator.report.rho import sweep
-from services.coordinator.report.validation import categories, evaluated, validation
+from services.coordinator.report.validation import categories, validation
 from services.coordinator.report.versus import thinking_vs_direct
-from shared.db.tables import Completion, Iteration, Job
+from shared.db.tables import Iteration, Job
 
 
 def build_report(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
-    config, run = config_of(iteration), iteration.run_id
-    steps = job_id(iteration.id, "generate"), job_id(iteration.id, "judge")
+    config, run_id, seed_id = config_of(iteration), iteration.run_id, iteration.seed_model_id
+    assert iteration.parent_model_id is not None
+    loaded = load(session, run_id, [chosen_id, seed_id, iteration.parent_model_id])
+    floor = worst(session, config.evaluating_judge, run_id)
+    sampled = count(session, job_id(iteration.id, "generate"))
     return {
-        **_sampled(session, iteration),
+        **_sampled(sampled),
         **_pairs(iteration),
         "training": _training(session, iteration),
-        "validation": validation(session, iteration, chosen_id),
-        **categories(session, iteration, chosen_id),
+        "validation": validation(session, iteration, chosen_id, loaded, floor),
+        **categories(session, iteration, chosen_id, loaded, floor),
         "outputs": {
-            "training": outputs(session, *steps),
-            "validation": evaluated(session, run, chosen_id),
-            "seed": evaluated(session, run, iteration.seed_model_id),
+            "training": outputs(session, sampled, job_id(iteration.id, "judge")),
+            "validation": validation_outputs(session, run_id, chosen_id),
+            "seed": validation_outputs(session, run_id, seed_id),
         },
         "length_control": {
             "rho": config.length_control.rho,
@@ -41,30 +47,19 @@ def build_report(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -
             ),
         },
         **judges(config),
-        "thinking_vs_direct": thinking_vs_direct(session, iteration, chosen_id),
+        "thinking_vs_direct": thinking_vs_direct(session, iteration, chosen_id, loaded),
     }
 
 
-def _sampled(session: Session, iteration: Iteration) -> dict[str, Any]:
-    row = session.execute(
-        select(
-            func.count(func.distinct(Completion.prompt_index)).label("prompts"),
-            func.count().label("completions"),
-            func.count(Completion.response_start).label("parsed"),
-            func.count().filter(Completion.truncated).label("truncated"),
-            func.count().filter(Completion.forced).label("forced"),
-            func.avg(Completion.thought_tokens).label("thought_tokens"),
-            func.avg(Completion.response_tokens).label("response_tokens"),
-        ).where(Completion.job_id == job_id(iteration.id, "generate"))
-    ).one()
+def _sampled(counts: Row[Any]) -> dict[str, Any]:
     return {
-        "prompts": row.prompts,
-        "completions": row.completions,
-        "parse_rate": row.parsed / row.completions,
-        "truncated": row.truncated,
-        "forced": row.forced,
-        "thought_tokens_mean": float(row.thought_tokens),
-        "response_tokens_mean": float(row.response_tokens),
+        "prompts": counts.prompts,
+        "completions": counts.completions,
+        "parse_rate": counts.parsed / counts.completions,
+        "truncated": counts.truncated,
+        "forced": counts.forced,
+        "thought_tokens_mean": float(counts.thought_mean),
+        "response_tokens_mean": float(counts.response_tokens_mean),
     }
 
 

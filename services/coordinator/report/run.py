@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from services.coordinator.evaluation.scored_outputs import load
 from services.coordinator.iterations.baseline import baseline_of
 from services.coordinator.report.versus import thinking_vs_direct
-from shared.db.tables import Evaluation, Iteration, Json
+from shared.db.tables import Iteration, Json
 from shared.errors import NotFound
 
 
@@ -107,9 +108,8 @@ def _late(session: Session, row: Iteration, other: Iteration) -> Json | None:
     pruned = row.pruned_at is not None or other.pruned_at is not None
     if model is None or not ended or pruned:
         return None
-    if session.get(Evaluation, (row.run_id, model)) is None:
-        return None
-    return thinking_vs_direct(session, row, model)
+    loaded = load(session, row.run_id, [model, row.seed_model_id])
+    return thinking_vs_direct(session, row, model, loaded) if model in loaded else None
 
 
 def _text(id_: uuid.UUID | None) -> str | None:

@@ -1,89 +1,117 @@
 """How validation judged the model that an iteration chose, beside the seed and the parent."""
 
 import uuid
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from services.coordinator.evaluation import scores as evaluation
-from services.coordinator.evaluation.winrate import Duel, Samples, duels, duels_by_share, win_rate
+from services.coordinator.evaluation.scored_outputs import (
+    OutputsByModel,
+    ScoredOutput,
+    ScoredOutputs,
+    judged_outputs,
+)
+from services.coordinator.evaluation.scores import (
+    Scores,
+    checkpoint_scores,
+    compare,
+    scores,
+)
+from services.coordinator.evaluation.stats import mean_interval
+from services.coordinator.evaluation.winrate import (
+    PromptComparison,
+    comparisons,
+    comparisons_by_share,
+    win_rate,
+)
 from services.coordinator.iterations.state import COMPARISON, compares_parent, config_of, job_id
-from services.coordinator.report.outputs import outputs
 from shared.db.tables import Evaluation, Iteration, IterationPrompt, Job, Prompt, Split
 from shared.registry.lineage import versions_of
 
 MAX_CATEGORIES = 50
-"""A dataset may name as many as it has prompts."""
-T = TypeVar("T")
+"""A dataset may have as many categories as prompts."""
 
 
-def validation(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
-    run = iteration.run_id
-    chosen = evaluation.scores(session, run, chosen_id)
-    seed = evaluation.scores(session, run, iteration.seed_model_id)
+def validation(
+    session: Session,
+    iteration: Iteration,
+    chosen_id: uuid.UUID,
+    loaded: OutputsByModel,
+    floor: float,
+) -> dict[str, Any]:
     assert iteration.parent_model_id is not None
-    parent = evaluation.scores(session, run, iteration.parent_model_id)
-    scored = evaluation.checkpoint_scores(session, iteration)
+    chosen, seed, parent = (
+        scores(loaded[id_], floor)
+        for id_ in (chosen_id, iteration.seed_model_id, iteration.parent_model_id)
+    )
+    checkpoints = [
+        {"epoch": model.epoch, "model": str(model.id), "score": _mean(scored)}
+        for model, scored in checkpoint_scores(session, iteration, loaded)
+    ]
     compares = config_of(iteration).evaluating_judge.compares
     return {
-        "checkpoints": [
-            {
-                "epoch": m.epoch,
-                "model": str(m.id),
-                "score": evaluation.mean(found) if found else None,
-            }
-            for m, found in scored
-        ],
-        "chosen_epoch": next(m.epoch for m, _ in scored if m.id == chosen_id),
-        "score": evaluation.mean(chosen),
-        # A comparing judge's scores need none: such an output loses a comparison, or ties.
-        "floor": None if compares else evaluation.worst(session, run),
-        # A judge that is away for a while may have scored none of theirs.
-        "seed_score": evaluation.mean(seed) if seed else None,
-        "parent_score": evaluation.mean(parent) if parent else None,
-        "score_interval": evaluation.with_interval(list(chosen.values())),
-        "seed_interval": evaluation.with_interval(list(seed.values())) if seed else None,
-        "vs_seed": evaluation.compare(chosen, seed),
-        "vs_parent": evaluation.compare(chosen, parent),
-        "win_rate": _win_rates(session, iteration, chosen_id),
+        "checkpoints": checkpoints,
+        "chosen_epoch": next(c["epoch"] for c in checkpoints if c["model"] == str(chosen_id)),
+        "score": _mean(chosen),
+        # A judge that compares needs no floor: an output without a response loses, or ties.
+        "floor": None if compares else floor,
+        # A judge that was unavailable for a while may have scored no output of these.
+        "seed_score": _mean(seed),
+        "parent_score": _mean(parent),
+        "score_interval": mean_interval([*chosen.values()]).as_json(),
+        "seed_interval": mean_interval([*seed.values()]).as_json() if seed else None,
+        "vs_seed": compare(chosen, seed),
+        "vs_parent": compare(chosen, parent),
+        "win_rate": {
+            **_win_rates(session, iteration, chosen_id, loaded),
+            "gain_in_share_over_parent": compare(chosen, parent) if compares else None,
+        },
         "versions": versions_of(session, iteration, Job.step.startswith("evaluate-")),
     }
 
 
-def _win_rates(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
-    run, seed_id, parent_id = iteration.run_id, iteration.seed_model_id, iteration.parent_model_id
+def _mean(scored: Scores) -> float | None:
+    return fmean(scored.values()) if scored else None
+
+
+def _win_rates(
+    session: Session, iteration: Iteration, chosen_id: uuid.UUID, loaded: OutputsByModel
+) -> dict[str, Any]:
+    seed_id, parent_id = iteration.seed_model_id, iteration.parent_model_id
     assert parent_id is not None
-    compared = job_id(iteration.id, COMPARISON) if compares_parent(iteration) else None
-
-    def against(other_id: uuid.UUID, judge_job_id: uuid.UUID | None = None) -> Any:
-        model = evaluation.samples(session, run, chosen_id, judge_job_id)
-        return win_rate(_duels(iteration)(model, evaluation.samples(session, run, other_id)))
-
-    against_seed = against(seed_id)
-    return {
-        "seed": against_seed,
-        "parent": against_seed if parent_id == seed_id else against(parent_id, compared),
-        "gain_in_share_over_parent": evaluation.compare(
-            evaluation.scores(session, run, chosen_id),
-            evaluation.scores(session, run, parent_id),
-        )
-        if config_of(iteration).evaluating_judge.compares
-        else None,
-    }
+    compared = _compared(iteration)
+    against_seed = win_rate(compared(loaded[chosen_id], loaded[seed_id]))
+    if parent_id == seed_id:
+        return {"seed": against_seed, "parent": against_seed}
+    chosen = loaded[chosen_id]
+    if compares_parent(iteration):  # by a judge job of its own
+        row = session.get_one(Evaluation, (iteration.run_id, chosen_id))
+        chosen = judged_outputs(session, row.generate_job_id, job_id(iteration.id, COMPARISON))
+    return {"seed": against_seed, "parent": win_rate(compared(chosen, loaded[parent_id]))}
 
 
-def _duels(iteration: Iteration) -> Callable[[Samples, Samples], list[Duel]]:
-    """Scores of a judge that compares are shares won against the other's responses already."""
-    return duels_by_share if config_of(iteration).evaluating_judge.compares else duels
+def _compared(
+    iteration: Iteration,
+) -> Callable[[ScoredOutputs, ScoredOutputs], Sequence[PromptComparison]]:
+    """The scores of a judge that compares already are shares won."""
+    compares = config_of(iteration).evaluating_judge.compares
+    return comparisons_by_share if compares else comparisons
 
 
-def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> dict[str, Any]:
-    """Score, difference to the seed and win rate against it by category, the largest first;
-    prompts that the dataset puts in none are left out."""
-    run, seed_id = iteration.run_id, iteration.seed_model_id
+def categories(
+    session: Session,
+    iteration: Iteration,
+    chosen_id: uuid.UUID,
+    loaded: OutputsByModel,
+    floor: float,
+) -> dict[str, Any]:
+    """Score, difference to the seed and win rate against it by category, the largest first.
+
+    Prompts without a category are left out.
+    """
     query = (
         select(Prompt.id, Prompt.category)
         .join(IterationPrompt, IterationPrompt.prompt_id == Prompt.id)
@@ -93,42 +121,35 @@ def categories(session: Session, iteration: Iteration, chosen_id: uuid.UUID) -> 
             Prompt.category.is_not(None),
         )
     )
-    named = {prompt_id: str(category) for prompt_id, category in session.execute(query)}
-    chosen = evaluation.scores(session, run, chosen_id)
-    sizes = Counter(named[p] for p in chosen if p in named)
-    shown = sorted(sizes, key=lambda name: (-sizes[name], name))[:MAX_CATEGORIES]
-    ours = _by_category(chosen, named)
-    theirs = _by_category(evaluation.scores(session, run, seed_id), named)
-    our_samples = _by_category(evaluation.samples(session, run, chosen_id), named)
-    their_samples = _by_category(evaluation.samples(session, run, seed_id), named)
-    fought = _duels(iteration)
+    category = {prompt_id: str(name) for prompt_id, name in session.execute(query)}
+    chosen = _by_category(loaded[chosen_id], category)
+    seed = _by_category(loaded[iteration.seed_model_id], category)
+    shown = sorted(chosen, key=lambda name: (-len(chosen[name]), name))[:MAX_CATEGORIES]
+    compared = _compared(iteration)
+
+    def row(name: str) -> dict[str, Any]:
+        ours, theirs = chosen[name], seed.get(name, {})
+        our_scores, their_scores = scores(ours, floor), scores(theirs, floor)
+        return {
+            "category": name,
+            "prompts": len(ours),
+            "score": _mean(our_scores),
+            "seed_score": _mean(their_scores),
+            "vs_seed": compare(our_scores, their_scores),
+            "win_rate": {"seed": win_rate(compared(ours, theirs))},
+        }
+
     return {
-        "categories": [
-            {
-                "category": name,
-                "prompts": sizes[name],
-                "score": evaluation.mean(ours[name]),
-                "seed_score": evaluation.mean(theirs[name]) if theirs[name] else None,
-                "vs_seed": evaluation.compare(ours[name], theirs[name]),
-                "win_rate": {"seed": win_rate(fought(our_samples[name], their_samples[name]))},
-            }
-            for name in shown
-        ],
-        "categories_left_out": len(sizes) - len(shown),
+        "categories": [row(name) for name in shown],
+        "categories_left_out": len(chosen) - len(shown),
     }
 
 
 def _by_category(
-    found: Mapping[int, T], named: Mapping[int, str]
-) -> defaultdict[str, dict[int, T]]:
-    groups: defaultdict[str, dict[int, T]] = defaultdict(dict)
-    for prompt_id, value in found.items():
-        if prompt_id in named:
-            groups[named[prompt_id]][prompt_id] = value
+    outputs: ScoredOutputs, category: Mapping[int, str]
+) -> dict[str, dict[int, Sequence[ScoredOutput]]]:
+    groups: dict[str, dict[int, Sequence[ScoredOutput]]] = {}
+    for prompt_id, group in outputs.items():
+        if prompt_id in category:
+            groups.setdefault(category[prompt_id], {})[prompt_id] = group
     return groups
-
-
-def evaluated(session: Session, run_id: uuid.UUID, model_id: uuid.UUID) -> dict[str, Any] | None:
-    """What a model wrote for the validation prompts."""
-    row = session.get_one(Evaluation, (run_id, model_id))
-    return outputs(session, row.generate_job_id, row.judge_job_id)

@@ -1,20 +1,24 @@
-"""Counts of pairwise wins -> one score a response. Pure arithmetic, no dependency."""
+"""Counts of pairwise wins -> one score per response. Pure arithmetic."""
 
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 PRIOR = 0.1
 MIN_PRIOR, MAX_WINS = 1e-3, 1e6
-"""Between these the scores are right to a millionth."""
+"""Between these bounds the scores are right to a millionth."""
 PRECISION = 1e-9
-STEPS = 1000
+MAX_STEPS = 1000
 """A guard only: eight responses take five to ten."""
 
 Matrix = Sequence[Sequence[float]]
+Numbers = NDArray[np.float64]
 
 
 def elo(wins: Matrix, prior: float = PRIOR) -> list[float]:
-    """The most probable Elo scores, in natural-log units and of mean zero.
+    """The most probable Elo scores, in natural-log units and with mean zero.
 
     `wins[m][n]` says how often m beat n, fractions allowed. The scores are
 
@@ -24,11 +28,11 @@ def elo(wins: Matrix, prior: float = PRIOR) -> list[float]:
     The first line is that of Wu et al., arXiv 2410.10630, section 2 (the Bradley-Terry model).
     The second is a normal prior of variance 1 / prior on each score (Leonard, "An alternative
     Bayesian approach to the Bradley-Terry model for paired comparisons", Biometrics 33, 1977).
-    It makes the answer unique and finite whoever was compared: a response that won everything
+    It makes the answer unique and finite whatever was compared: a response that won everything
     gets a large score, one that was never compared gets 0, and so does the mean of each group
-    that was compared with no other. One more win never lowers the winner or lifts the loser.
+    that was compared with no other group. One more win never lowers the winner or lifts the loser.
 
-    Raises ValueError where `wins` isn't square or a number is out of bounds.
+    Raises ValueError where `wins` is not square or a number is out of bounds.
     """
     if any(len(row) != len(wins) for row in wins):
         raise ValueError("wins must be a square matrix")
@@ -38,58 +42,25 @@ def elo(wins: Matrix, prior: float = PRIOR) -> list[float]:
         raise ValueError(f"the prior must be at least {MIN_PRIOR:g}")
     if not wins:
         return []
-    scores = [0.0] * len(wins)
-    for _ in range(STEPS):
-        step = _solve(*_derivatives(wins, scores, prior))
-        reach = max(step) - min(step)
-        # Newton's method, its step shortened just so much that it can't pass the maximum along
-        # its line: by a step t the curvature there grows by no more than exp(reach * t).
+    won, scores = np.asarray(wins, dtype=float), np.zeros(len(wins))
+    for _ in range(MAX_STEPS):
+        step = _newton_step(won, scores, prior)
+        reach = float(np.ptp(step))
+        # Newton's method, its step shortened just enough that it cannot pass the maximum along
+        # its line: by a step t the curvature there grows by at most exp(reach * t).
         size = math.log1p(reach) / reach if reach > PRECISION else 1.0
-        scores = [score + size * change for score, change in zip(scores, step, strict=True)]
-        if max(map(abs, step)) < PRECISION:
+        scores += size * step
+        if np.abs(step).max() < PRECISION:
             break
-    return scores
+    # The maximum has mean zero exactly: what is left of a mean is rounding, divided by the prior.
+    return [float(score) for score in scores - scores.mean()]
 
 
-def _derivatives(
-    wins: Matrix, scores: list[float], prior: float
-) -> tuple[list[list[float]], list[float]]:
-    """Minus the matrix of second derivatives, which is positive definite, and the gradient."""
-    count = len(scores)
-    gradient = [-prior * e for e in scores]
-    curvature = [[prior if m == n else 0.0 for n in range(count)] for m in range(count)]
-    for m in range(count):
-        for n in range(m):
-            played = wins[m][n] + wins[n][m]
-            if not played:
-                continue
-            win, loss = _sigmoid(scores[m] - scores[n]), _sigmoid(scores[n] - scores[m])
-            surprise = wins[m][n] * loss - wins[n][m] * win
-            weight = played * win * loss
-            gradient[m] += surprise
-            gradient[n] -= surprise
-            curvature[m][m] += weight
-            curvature[n][n] += weight
-            curvature[m][n] -= weight
-            curvature[n][m] -= weight
-    return curvature, gradient
-
-
-def _solve(matrix: list[list[float]], vector: list[float]) -> list[float]:
-    """x with `matrix @ x = vector`, by elimination; diagonally dominant, so it needs no pivots."""
-    rows = [[*row, value] for row, value in zip(matrix, vector, strict=True)]
-    for i, pivot in enumerate(rows):
-        for row in rows[i + 1 :]:
-            factor = row[i] / pivot[i]
-            if factor:
-                for j in range(i, len(row)):
-                    row[j] -= factor * pivot[j]
-    solution = [0.0] * len(rows)
-    for i in reversed(range(len(rows))):
-        known = sum(rows[i][j] * solution[j] for j in range(i + 1, len(rows)))
-        solution[i] = (rows[i][-1] - known) / rows[i][i]
-    return solution
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x > 0 else math.exp(x) / (1 + math.exp(x))
+def _newton_step(won: Numbers, scores: Numbers, prior: float) -> Numbers:
+    """The gradient over minus the second derivatives, a positive definite matrix."""
+    # Within the bounds on wins and prior no two scores are so far apart that exp overflows.
+    win = 1 / (1 + np.exp(scores[None, :] - scores[:, None]))
+    gradient = (won * win.T - won.T * win).sum(axis=1) - prior * scores
+    weight = (won + won.T) * win * win.T
+    np.fill_diagonal(weight, 0.0)
+    return np.linalg.solve(np.diag(prior + weight.sum(axis=1)) - weight, gradient)

@@ -1,12 +1,11 @@
 import statistics
-import time
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.coordinator.pairs.length_control import interval, length_controlled
+from services.coordinator.pairs.length_control import length_controlled
 
 scores_st = st.floats(-1e6, 1e6).map(lambda x: round(x, 3))
 responses_st = st.lists(
@@ -77,34 +76,3 @@ def test_bad_input_is_refused() -> None:
 
 def test_no_responses() -> None:
     assert length_controlled([], [], 0.25) == []
-
-
-differences_st = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30)
-
-
-@given(differences_st)
-def test_interval_lies_within_the_data(differences: list[float]) -> None:
-    mean, low, high = interval(differences)
-    assert mean == pytest.approx(statistics.fmean(differences))
-    assert min(differences) - 1e-6 <= low <= high <= max(differences) + 1e-6
-    assert interval(differences) == (mean, low, high)
-
-
-def test_interval_of_few() -> None:
-    assert interval([]) == (0.0, 0.0, 0.0)
-    assert interval([0.3]) == (0.3, 0.3, 0.3)
-    assert interval([0.1] * 3) == pytest.approx((0.1, 0.1, 0.1), abs=1e-12)
-
-
-def test_interval_is_that_of_the_normal_approximation() -> None:
-    differences = [((i * 7919) % 1000) / 1000 - 0.4 for i in range(1000)]
-    mean, low, high = interval(differences)
-    half = 1.96 * statistics.pstdev(differences) / 1000**0.5
-    assert mean == pytest.approx(0.0995)
-    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.002)
-
-
-def test_interval_is_fast_at_full_size() -> None:
-    start = time.process_time()
-    interval([(i % 7) / 7 for i in range(1500)])
-    assert time.process_time() - start < 1.5  # 0.2 s on an idle core

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Engine, event, select
 from sqlalchemy.orm import Session
 
-from services.coordinator.evaluation import scores as evaluation
+from services.coordinator.evaluation.stats import mean_interval
 from services.coordinator.evaluation.winrate import INSEPARABLE
 from services.coordinator.report.build import build_report
 from services.coordinator.report.validation import MAX_CATEGORIES
@@ -184,6 +184,25 @@ def test_a_judge_that_measures_what_it_has_taught_is_named(
     assert bool(report["warning"]) is warned
 
 
+def test_each_models_validation_outputs_are_read_once(session: Session, engine: Engine) -> None:
+    statements: list[str] = []
+
+    def record(*args: Any) -> None:
+        statements.append(args[2])
+
+    event.listen(engine, "before_cursor_execute", record)
+    try:
+        report = report_of(session)
+    finally:
+        event.remove(engine, "before_cursor_execute", record)
+    assert report["validation"]["win_rate"]["parent"], "the parent is the seed here"
+    last_insert = max(i for i, text in enumerate(statements) if text.startswith("INSERT"))
+    selects = statements[last_insert + 1 :]
+    reads = [s for s in selects if "response_tokens" in s and "count(" not in s and "md5(" not in s]
+    assert len(reads) == 2, f"the chosen model's and the seed's, once each: {reads}"
+    assert len(selects) <= 27, f"{len(selects)} statements: {selects}"
+
+
 def test_no_text_is_in_a_report(session: Session) -> None:
     report = report_of(session)
     assert SECRET not in str(report)
@@ -226,7 +245,7 @@ def test_what_a_comparing_judge_said_of_model_and_parent_is_their_win_rate(
     rates = third_generation(session, seed, parent, chosen, shares, config={"judge": PAIRWISE})
     # By its comparison, by its comparison, none but its own, none at all, none but the parent's.
     won = [1.0, 0.25, 1.0, 0.5, 0.0] * times
-    assert rates["parent"]["raw"] == evaluation.with_interval(won)
+    assert rates["parent"]["raw"] == mean_interval(won).as_json()
     assert rates["parent"]["raw"]["mean"] == pytest.approx(0.55)
     # Responses are as long as each other.
     assert rates["parent"]["length_controlled"]["mean"] == pytest.approx(0.55, abs=0.01)
