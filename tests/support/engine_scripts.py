@@ -24,8 +24,8 @@ class Play:
     """Of a stream, in turn."""
 
 
-KEY_PREFIX_LENGTH = re.compile(r"\[The Start of Assistant.*?\]\n(.*?)\n\[The End", re.DOTALL)
-"""A response as a judge is shown it."""
+SHOWN_RESPONSE = re.compile(r"\[The Start of Assistant.*?\]\n(.*?)\n\[The End", re.DOTALL)
+"""Matches a response as it is shown to a judge."""
 
 Script = Callable[[str, int], str | Play]
 """(prompt with all its special tokens, seed) -> what the model writes before it ends its turn."""
@@ -62,7 +62,7 @@ def prefers_short(text: str, seed: int) -> str | Play:
     """As `some_good_some_bad`; as a judge for the shorter of two responses, of equals for none."""
     if "impartial judge" not in text:
         return some_good_some_bad(text, seed)
-    first, second = KEY_PREFIX_LENGTH.findall(text)
+    first, second = SHOWN_RESPONSE.findall(text)
     if len(first) == len(second):
         return "I cannot tell them apart."
     return f"The shorter one. [[{'A' if len(first) < len(second) else 'B'}]]"

@@ -34,7 +34,7 @@ from services.cli.output.report import timings
 from services.cli.output.watch import watch
 from tests.support import tiny_model
 
-NAME = re.compile(r"services\.\w+\.app|services\.coordinator\.loop|workers\.\w+|postgres|valkey")
+NAME = re.compile(r"services\.\w+\.app|services\.coordinator\.loop|workers\.[\w.]+|postgres|valkey")
 SAMPLE_SECONDS = 0.5
 MIB = 2**20
 TRAIN_SECONDS = "SELECT result->>'train_seconds' FROM jobs WHERE kind = 'train'"

@@ -36,7 +36,20 @@ LATE_SECONDS = 3.0
 WRITES = re.compile(r"\s*(INSERT INTO|UPDATE|DELETE FROM)\s+(\w+)")
 SESSIONS = ("shared.db.engine", "shared.web.session")
 """Where transactions are made, whosoever they are."""
-ROLES = re.compile(r"services\.(\w+)\.app:|services\.coordinator\.(loop)|workers\.(\w+)")
+SERVICE = re.compile(r"services\.(\w+)\.app:app")
+ROLES = {
+    "services.coordinator.loop": "loop",
+    "workers.tasks": "worker",
+    "workers.engine.inference": "inference",
+    "workers.generate.stage": "generate",
+    "workers.judge.stage": "judge",
+    "workers.train.job": "train_job",
+    "workers.train.launch": "train",
+    "workers.train.train": "train",
+    "workers.models.register": "register",
+    "workers.models.prune": "prune",
+}
+"""Of processes that run a module, by its name; a service is named after its package."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +72,12 @@ class Passage:
 
 def role(command: list[str]) -> str:
     """What a process is, from its command line: `generate-service`, `loop`, `worker`, `judge`."""
-    found = ROLES.search(" ".join(command))
-    if found is None:
-        return "other"
-    service, loop, module = found.groups()
-    name = f"{service}-service" if service else loop or module
-    return {"tasks": "worker", "launch": "train"}.get(name, name)
+    for word in command:
+        if word in ROLES:
+            return ROLES[word]
+        if service := SERVICE.fullmatch(word):
+            return f"{service[1]}-service"
+    return "other"
 
 
 ROLE = role(sys.orig_argv)
