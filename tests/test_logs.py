@@ -63,7 +63,7 @@ def test_the_runtime_names_iteration_and_job(
     monkeypatch.setitem(runtime.STAGES, JobKind.judge, "this")
     iteration_id = uuid.uuid4()
     job_id = judge_job(iteration_id)
-    runtime.Runtime().run(JobKind.judge, uuid.UUID(job_id))
+    runtime.Runtime().run(uuid.UUID(job_id))
     [line] = [line for line in lines(written.getvalue()) if line["event"] == "stage started"]
     assert line.items() >= {"iteration": str(iteration_id), "job": job_id}.items()
 
@@ -159,7 +159,7 @@ def test_a_stage_that_dies_of_an_error_says_where(
     iteration_id = uuid.uuid4()
     job_id = judge_job(iteration_id)
     with pytest.raises(SystemExit, match="1"):
-        stage.start(argparse.Namespace(job=uuid.UUID(job_id), worker="one"), fail)
+        stage.start(argparse.Namespace(job=uuid.UUID(job_id), worker="one"), lambda _: fail())
     bound = {"iteration": str(iteration_id), "job": job_id, "worker": "one"}
     assert only_error(written).items() >= bound.items()
 

@@ -16,18 +16,19 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
 from threading import Event
 
 from shared import log
 from shared.db.engine import retry_while_db_down_if, transaction
-from shared.db.tables import Job, JobKind, Json, Model
-from shared.jobs.job import fail_job, get_job
+from shared.db.tables import JobKind, Json
+from shared.jobs.job import fail_job
 from shared.jobs.recovery import release_shards
 from shared.jobs.shards import has_work
-from shared.schemas.judges import Needs, judge_spec
+from shared.schemas.judges import Needs
 from shared.settings import get_settings
-from workers.engine.engine import Engine, EngineError, EngineStartError, ModelWeights
+from workers.engine.admin import EngineError, EngineStartError
+from workers.engine.engine import Engine
+from workers.job_spec import JobSpec, load
 from workers.leases import new_worker_name
 from workers.stage import DATABASE_AWAY, ENGINE_FAILED, LEASE_LOST
 from workers.stage_watch import StageWatch, ended, engine_watched
@@ -57,47 +58,50 @@ class Runtime:
         self._running: set[uuid.UUID] = set()
         self._guard = threading.Lock()
         self._stopping = Event()
-        self._fruitless: Counter[uuid.UUID] = Counter()
-        """How often a job's engine has failed, or its stage died, before it took a shard."""
+        self._startup_failures: Counter[uuid.UUID] = Counter()
+        """Times that a job's engine or stage failed before a shard was claimed."""
         self._tried_smaller: set[uuid.UUID] = set()
         """Jobs whose engine has once run out of memory."""
 
-    def run(self, kind: JobKind, job_id: uuid.UUID) -> None:
-        """Work on a job until nothing of it can be taken. Doubled messages return at once."""
+    def run(self, job_id: uuid.UUID) -> None:
+        """Work on a job until none of its shards can be taken; a doubled message does nothing."""
         with self._guard:
             if job_id in self._running or self._stopping.is_set():
                 return
             self._running.add(job_id)
         try:
-            with log.bind(job=str(job_id), kind=kind.value, iteration=_iteration(job_id)):
-                self._work(kind, job_id)
+            with transaction() as session:
+                job = load(session, job_id)
+            if job is not None:
+                with log.bind(**job.bound(), kind=job.kind.value):
+                    self._work(job)
         finally:
             with self._guard:
                 self._running.discard(job_id)
 
-    def _work(self, kind: JobKind, job_id: uuid.UUID) -> None:
+    def _work(self, job: JobSpec) -> None:
         try:
-            with self._needs(kind, job_id) as extra:
-                if extra is not None and not ended(job_id):
-                    self._run_stage(kind, job_id, extra)
+            with self._needs(job) as extra:
+                if extra is not None:
+                    self._run_stage(job, extra)
         except EngineStartError as error:
             logger.error("engine: %s", error)
-            if not self._may_try_smaller(job_id):  # else the sweeper sends the job again
-                self._fail(job_id, "engine_failed", str(error))
+            if not self._may_try_smaller(job.id):  # else the sweeper sends the job again
+                self._fail(job.id, "engine_failed", str(error))
         except EngineError as error:
             logger.error("engine: %s", error)
-            self._in_vain(job_id, "engine_failed", str(error))
+            self._record_startup_failure(job.id, "engine_failed", str(error))
         except (OSError, ValueError) as error:
-            # Of the model's folder: it is gone, or its files cannot be read.
+            # The model's folder is gone, or its files cannot be read.
             logger.exception("cannot run the job")
             message = f"{type(error).__name__}: {error}"
             if isinstance(error, FileNotFoundError | ValueError):
-                self._fail(job_id, "worker_failed", message)
-            else:  # of a disk or a machine, it may pass
-                self._in_vain(job_id, "worker_failed", message)
+                self._fail(job.id, "worker_failed", message)
+            else:  # a failing disk or machine may work again
+                self._record_startup_failure(job.id, "worker_failed", message)
 
     def _fail(self, job_id: uuid.UUID, code: str, message: str) -> None:
-        self._fruitless.pop(job_id, None)
+        self._startup_failures.pop(job_id, None)
         self._tried_smaller.discard(job_id)  # a resumed job begins anew
         if self._stopping.is_set():
             return  # the engine was ended under it; another worker takes the job
@@ -113,41 +117,41 @@ class Runtime:
         self._engine.close()
 
     @contextmanager
-    def _needs(self, kind: JobKind, job_id: uuid.UUID) -> Iterator[list[str] | None]:
+    def _needs(self, job: JobSpec) -> Iterator[list[str] | None]:
         """Hold what the stage needs; yields its extra arguments, or None when it is not to run.
 
         One stage at a time uses the device. A verifying judge needs none, so it runs beside
         the generation whose shards it follows; nor do registering and pruning.
         """
-        needs = _needs_of(kind, job_id)
-        if needs is Needs.nothing:
+        if job.needs is Needs.nothing:
             yield []
             return
         with self._device:
-            if self._stopping.is_set() or not _has_work(job_id):
-                yield None  # it comes again when there is a shard to take
-            elif needs is Needs.engine:
-                self._engine.ensure(_weights(job_id))
+            if self._stopping.is_set() or not _has_work(job.id):
+                yield None  # the sweeper sends the job again when there is a shard to take
+            elif job.needs is Needs.engine:
+                assert job.weights is not None
+                self._engine.ensure(job.weights)
                 yield ["--engine-url", self._engine.url]
             else:
                 with self._engine.asleep() if self._engine.alive() else nullcontext():
                     yield []
 
-    def _run_stage(self, kind: JobKind, job_id: uuid.UUID, extra: list[str]) -> None:
+    def _run_stage(self, job: JobSpec, extra: list[str]) -> None:
         name = new_worker_name()
-        command = [sys.executable, "-m", STAGES[kind], "--job", str(job_id), "--worker", name]
+        command = [sys.executable, "-m", STAGES[job.kind], "--job", str(job.id), "--worker", name]
         child = subprocess.Popen(command + extra, start_new_session=True)
         logger.info("stage started", extra={"pid": child.pid})
-        asks_engine = bool(extra)
+        asks_engine = job.needs is Needs.engine
         with engine_watched(self._engine) if asks_engine else nullcontext(Event()) as hung:
             try:
-                code = self._wait(child, job_id, name, hung)
+                code = self._wait(child, job.id, name, hung)
             finally:
                 _kill_group(child.pid)
         if code != 0:
-            self._give_back(job_id, name, ENGINE_FAILED if hung.is_set() else code)
+            self._give_back(job.id, name, ENGINE_FAILED if hung.is_set() else code)
         else:
-            self._fruitless.pop(job_id, None)
+            self._startup_failures.pop(job.id, None)
         if hung.is_set():
             self._engine.kill()
 
@@ -193,7 +197,7 @@ class Runtime:
             return
         if excused or ended(job_id):
             return
-        self._in_vain(job_id, error["code"], error["message"])
+        self._record_startup_failure(job_id, error["code"], error["message"])
 
     def _error(self, code: int) -> Json:
         """Of a stage that ended with this status."""
@@ -213,18 +217,12 @@ class Runtime:
         self._tried_smaller.add(job_id)
         return True
 
-    def _in_vain(self, job_id: uuid.UUID, code: str, message: str) -> None:
-        """No shard was taken, which is where attempts are counted: the sweeper sends the job again,
-        as often as a shard would be tried."""
-        self._fruitless[job_id] += 1
-        if self._fruitless[job_id] >= get_settings().max_attempts:
+    def _record_startup_failure(self, job_id: uuid.UUID, code: str, message: str) -> None:
+        """The stage failed before it claimed a shard, so no attempt was counted. Fail the job after
+        `max_attempts` such failures; until then the sweeper sends it again."""
+        self._startup_failures[job_id] += 1
+        if self._startup_failures[job_id] >= get_settings().max_attempts:
             self._fail(job_id, code, message)
-
-
-def _iteration(job_id: uuid.UUID) -> str | None:
-    with transaction() as session:
-        job = session.get(Job, job_id)
-        return str(job.iteration_id) if job is not None and job.iteration_id else None
 
 
 def _has_work(job_id: uuid.UUID) -> bool:
@@ -239,33 +237,10 @@ def _has_work(job_id: uuid.UUID) -> bool:
         )
 
 
-def _needs_of(kind: JobKind, job_id: uuid.UUID) -> Needs:
-    match kind:
-        case JobKind.generate:
-            return Needs.engine
-        case JobKind.train:
-            return Needs.device
-        case JobKind.judge:
-            with transaction() as session:
-                return judge_spec(get_job(session, job_id).params["judge"]).needs
-        case JobKind.register | JobKind.prune:
-            return Needs.nothing
-
-
 def _release(job_id: uuid.UUID, worker: str, error: Json, *, counts: bool) -> int:
     limit = get_settings().max_attempts
     with transaction() as session:
         return release_shards(session, job_id, worker, error, max_attempts=limit, counts=counts)
-
-
-def _weights(job_id: uuid.UUID) -> ModelWeights:
-    """The model that a job asks: the policy, or a judge's own."""
-    with transaction() as session:
-        params = get_job(session, job_id).params
-        model = session.get_one(Model, uuid.UUID(params["model"]))
-        assert model.path is not None
-        assert model.weights_sha256 is not None
-        return ModelWeights(str(model.id), Path(model.path), model.weights_sha256)
 
 
 def _signal_group(pid: int, number: int) -> None:

@@ -12,10 +12,11 @@ import psycopg
 
 from shared import log
 from shared.db.engine import is_away, is_full, retry_while_db_down, transaction
-from shared.jobs.job import fail_job, get_job
+from shared.jobs.job import fail_job
 from shared.jobs.shards import LeaseLost
 from shared.settings import get_settings
 from shared.vllm.answers import EngineFailed
+from workers.job_spec import JobSpec, load
 from workers.leases import StageError, new_worker_name
 from workers.resource_errors import DISK_FULL, disk_full_message, exit_status
 
@@ -42,17 +43,21 @@ def arguments(doc: str | None, *required: str, **optional: str) -> argparse.Name
     return parser.parse_args()
 
 
-def start(args: argparse.Namespace, run: Callable[[], None]) -> None:
-    """Run a stage. A `StageError` outside of any shard ends the job; a crash is for the runtime."""
+def start(args: argparse.Namespace, run: Callable[[JobSpec], None]) -> None:
+    """Run a stage on its job, unless that has ended. A `StageError` outside of any shard fails the
+    job; the runtime looks after a crash."""
 
     def leave(*_: object) -> NoReturn:
         sys.exit(143)
 
     signal.signal(signal.SIGTERM, leave)
     log.configure("stage")
-    with log.bind(job=str(args.job), iteration=_iteration(args.job), worker=args.worker):
+    job = _load(args.job)
+    if job is None:
+        return
+    with log.bind(**job.bound(), worker=args.worker):
         try:
-            run()
+            run(job)
         except StageError as error:
             _fail(args.job, error)
         except EngineFailed as error:
@@ -77,10 +82,9 @@ def start(args: argparse.Namespace, run: Callable[[], None]) -> None:
 
 
 @retry_while_db_down
-def _iteration(job_id: uuid.UUID) -> str | None:
+def _load(job_id: uuid.UUID) -> JobSpec | None:
     with transaction() as session:
-        iteration_id = get_job(session, job_id).iteration_id
-        return str(iteration_id) if iteration_id else None
+        return load(session, job_id)
 
 
 @retry_while_db_down

@@ -13,7 +13,8 @@ from shared.db.engine import transaction
 from shared.db.tables import Job
 from shared.jobs.shards import holds_expired
 from shared.settings import get_settings
-from workers.engine.engine import Engine, EngineError
+from workers.engine.admin import EngineError
+from workers.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 POLL_INTERVAL_S = 30.0

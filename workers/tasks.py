@@ -11,7 +11,6 @@ from typing import Any
 from celery.signals import setup_logging, worker_init, worker_shutting_down
 
 from shared import log
-from shared.db.tables import JobKind
 from shared.jobs.broker import celery
 from workers.engine import metrics as engine_metrics
 from workers.runtime import Runtime
@@ -34,9 +33,9 @@ def _runtime() -> Runtime:
 
 
 @app.task(name="forethought.run")  # type: ignore[untyped-decorator]
-def run(kind: str, job_id: str) -> None:
+def run(_: str, job_id: str) -> None:
     try:
-        runtime().run(JobKind(kind), uuid.UUID(job_id))
+        runtime().run(uuid.UUID(job_id))
     except Exception:
         log.logger.exception("the job's task failed", extra={"job": job_id})
         raise

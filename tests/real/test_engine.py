@@ -14,8 +14,8 @@ from services.cli.machine.ports import port_of, reserve
 from shared.settings import get_settings
 from tests.support import tiny_model
 from tests.support.waiting import until
-from workers.engine.admin import EngineAdmin
-from workers.engine.engine import Engine, EngineStartError
+from workers.engine.admin import EngineAdmin, EngineStartError
+from workers.engine.engine import Engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(400)]
 

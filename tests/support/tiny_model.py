@@ -15,9 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from workers.engine.engine import ModelWeights
 from workers.models.folder import write_probe
-from workers.models.weights import weights_sha256
+from workers.models.weights import ModelWeights, weights_sha256
 
 END = "<|im_end|>"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", END]

@@ -26,7 +26,8 @@ from tests.support import factories, tiny_model
 from tests.support.waiting import until
 from workers import stage_watch
 from workers.engine import process as engine_process
-from workers.engine.engine import Engine, EngineError
+from workers.engine.admin import EngineError
+from workers.engine.engine import Engine
 from workers.models.weights import weights_sha256
 from workers.runtime import Runtime
 from workers.stage_watch import engine_watched
@@ -91,7 +92,7 @@ def test_a_shard_whose_engine_hangs_is_done_by_another_engine(
     tmp_path: Path, clean_database: sqlalchemy.Engine, runtime: Runtime
 ) -> None:
     job_id = submit(tiny_model.write(tmp_path / "tiny"))
-    stage = threading.Thread(target=runtime.run, args=(JobKind.generate, job_id))
+    stage = threading.Thread(target=runtime.run, args=(job_id,))
     stage.start()
     until(lambda: shard_of(job_id).status is Status.running, "the shard is claimed", 60)
     httpx2.post(f"{runtime._engine.url}/misbehave", content="hang")
@@ -104,7 +105,7 @@ def test_a_shard_whose_engine_hangs_is_done_by_another_engine(
     assert shard.error["code"] == "engine_failed"
 
     def done() -> bool:
-        runtime.run(JobKind.generate, job_id)  # at once where its delay is not over
+        runtime.run(job_id)  # at once where its delay is not over
         return shard_of(job_id).status is Status.succeeded
 
     until(done, "it is done", 60)

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from shared.settings import get_settings
@@ -23,9 +22,7 @@ from workers.engine.admin import (
 )
 from workers.engine.architecture import architecture
 from workers.engine.process import STOP_SECONDS, ServerProcess
-from workers.models.weights import PROBE_FILE
-
-__all__ = ["Engine", "EngineError", "EngineStartError", "ModelWeights", "SwapError"]
+from workers.models.weights import PROBE_FILE, ModelWeights
 
 log = logging.getLogger(__name__)
 PROBE_TEXT = (
@@ -40,15 +37,6 @@ here. Measured on SmolLM2-135M: 0.03; weights of another model are off by more t
 POLL_SECONDS = 0.25
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::")
-
-
-@dataclass(frozen=True)
-class ModelWeights:
-    """What an engine is to serve."""
-
-    id: str
-    path: Path
-    sha256: str
 
 
 class Engine:

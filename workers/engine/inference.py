@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from pathlib import Path
 
 from sqlalchemy import delete, func
 from sqlalchemy.dialects.postgresql import insert
@@ -25,7 +24,9 @@ from shared.db.tables import Serving
 from shared.registry import models as model_store
 from shared.settings import get_settings
 from workers.engine import metrics as engine_metrics
-from workers.engine.engine import Engine, EngineError, EngineStartError, ModelWeights, SwapError
+from workers.engine.admin import EngineError, EngineStartError, SwapError
+from workers.engine.engine import Engine
+from workers.models.weights import ModelWeights
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
@@ -146,9 +147,7 @@ def promoted() -> ModelWeights | None:
     """What is to be served: the model promoted last."""
     with transaction() as session:
         model = model_store.last_promoted(session)
-        if model is None or model.path is None or model.weights_sha256 is None:
-            return None
-        return ModelWeights(str(model.id), Path(model.path), model.weights_sha256)
+        return None if model is None else ModelWeights.of(model)
 
 
 def main() -> None:

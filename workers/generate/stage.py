@@ -8,7 +8,6 @@ shard before has ended. All K samples of a prompt go in one request, so its prom
 import asyncio
 import hashlib
 import logging
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from shared.db.engine import retry_while_db_down, transaction
-from shared.db.tables import Completion, Json, Model
-from shared.jobs.job import get_job
+from shared.db.tables import Completion, Json
 from shared.jobs.shards import Claim, LeaseLost
 from shared.settings import get_settings
 from shared.thinking.formats import ThoughtFormat
@@ -28,24 +26,18 @@ from shared.vllm.client import EngineClient, gather_or_cancel
 from workers.generate.context import Room
 from workers.generate.prompts import ShardPrompt, load_prompts
 from workers.generate.token_split import TokenSplitter
+from workers.job_spec import JobSpec
 from workers.leases import Leases, StageError, bound, leases
 from workers.stage import arguments, start
 
 log = logging.getLogger(__name__)
 
 
-def main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
-    asyncio.run(_main(job_id, worker, engine_url))
-
-
-async def _main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
-    with transaction() as session:
-        params = get_job(session, job_id).params
-        model = session.get_one(Model, uuid.UUID(params["model"]))
-    assert model.path is not None
-    with leases(job_id, worker) as held:
+async def main(job: JobSpec, worker: str, engine_url: str) -> None:
+    assert job.weights is not None
+    with leases(job.id, worker) as held:
         async with EngineClient(engine_url) as client:
-            await Generation(held, client, params, Path(model.path)).run()
+            await Generation(held, client, job.params, job.weights.path).run()
 
 
 @retry_while_db_down
@@ -209,4 +201,4 @@ def _insert(rows: list[Json]) -> Callable[[Session], None]:
 
 if __name__ == "__main__":
     args = arguments(__doc__, "--engine-url")
-    start(args, lambda: main(args.job, args.worker, args.engine_url))
+    start(args, lambda job: asyncio.run(main(job, args.worker, args.engine_url)))

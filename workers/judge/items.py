@@ -7,29 +7,29 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.db.tables import Completion, Shard
-from shared.jobs.job import get_job
+from shared.db.tables import Completion, Json, Shard
 from shared.jobs.shards import Claim
 from shared.schemas.requests import JudgeItem
 from workers.generate.prompts import ShardPrompt, load_prompts
 
 
 @dataclass(frozen=True)
-class Answers:
-    """`keys[i]` are the columns that say of which completion or item `items[i]` is."""
+class JudgedShard:
+    """The responses that a shard scores; `keys[i]` are the columns that name the completion or the
+    item of `items[i]`."""
 
     keys: list[dict[str, int]]
     items: list[JudgeItem]
     others: list[list[JudgeItem]] | None = None
-    """Of a job against another one: that one's responses to the instruction of each item."""
+    """For a job against another one: the responses of that one to the instruction of each item."""
     against_itself: bool = False
 
 
-def load(session: Session, claim: Claim) -> Answers:
+def load(session: Session, claim: Claim, params: Json) -> JudgedShard:
     if "items" in claim.payload:
         start_at = claim.payload["start"]
         items = [JudgeItem.model_validate(item) for item in claim.payload["items"]]
-        return Answers([{"item_index": start_at + i} for i in range(len(items))], items)
+        return JudgedShard([{"item_index": start_at + i} for i in range(len(items))], items)
     shard_id = claim.payload["generate_shard_id"]
     payload = session.get_one(Shard, shard_id).payload
     prompts = {p.index: p for p in load_prompts(session, payload)}
@@ -39,14 +39,13 @@ def load(session: Session, claim: Claim) -> Answers:
     completions = session.scalars(query.order_by(Completion.id)).all()
     keys = [{"completion_id": completion.id} for completion in completions]
     items = [_item(prompts[c.prompt_index], c) for c in completions]
-    params = get_job(session, claim.job_id).params
     against = params.get("against_generate_job_id")
     if against is None:
-        return Answers(keys, items)
+        return JudgedShard(keys, items)
     if against == params["generate_job_id"]:
-        return Answers(keys, items, against_itself=True)
+        return JudgedShard(keys, items, against_itself=True)
     theirs = _theirs(session, uuid.UUID(against), prompts)
-    return Answers(keys, items, [theirs[c.prompt_index] for c in completions])
+    return JudgedShard(keys, items, [theirs[c.prompt_index] for c in completions])
 
 
 def _theirs(

@@ -22,7 +22,8 @@ from shared.db.tables import Json, JudgeAnswer, Judgment
 from shared.jobs.job import get_job
 from shared.jobs.shards import Claim, LeaseLost
 from shared.schemas.judges import Needs, judge_spec
-from workers.judge.items import Answers, load
+from workers.job_spec import JobSpec
+from workers.judge.items import JudgedShard, load
 from workers.judge.kinds import CannotJudge, Judge, JudgeContext, Score, make_judge
 from workers.leases import Leases, StageError, bound, leases
 from workers.stage import arguments, start
@@ -35,40 +36,36 @@ IDLE_SECONDS = 20.0
 what they wait for has none. The loop sends the job again when there is a shard to take."""
 
 
-def main(job_id: uuid.UUID, worker: str, engine_url: str) -> None:
-    with transaction() as session:
-        params = get_job(session, job_id).params
-    spec = judge_spec(params["judge"])
-    judge = make_judge(spec, JudgeContext(job_id, engine_url))
+def main(job: JobSpec, worker: str, engine_url: str) -> None:
+    judge = make_judge(judge_spec(job.params["judge"]), JudgeContext(job.id, engine_url))
     # One that holds the engine or the device makes room for what it waits for.
-    waits = params["generate_job_id"] is not None and spec.needs is Needs.nothing
-    with leases(job_id, worker) as held, listen() as listener:
+    waits = job.params["generate_job_id"] is not None and job.needs is Needs.nothing
+    with leases(job.id, worker) as held, listen() as listener:
         worked_at = time.monotonic()
         while True:
-            if _take_in_parallel(held, judge):
+            if _take_in_parallel(held, judge, job.params):
                 worked_at = time.monotonic()
             idle = time.monotonic() - worked_at > IDLE_SECONDS
-            if not waits or idle or not _more_to_come(job_id):
+            if not waits or idle or not _more_to_come(job):
                 return
             for _ in listener.notifies(timeout=WAIT_SECONDS, stop_after=1):
                 pass
 
 
-def _more_to_come(job_id: uuid.UUID) -> bool:
+def _more_to_come(job: JobSpec) -> bool:
     with transaction() as session:
-        job = get_job(session, job_id)
-        upstream = get_job(session, uuid.UUID(job.params["generate_job_id"]))
-        return not job.status.terminal and not upstream.status.terminal
+        both = (job.id, uuid.UUID(job.params["generate_job_id"]))
+        return not any(get_job(session, job_id).status.terminal for job_id in both)
 
 
-def _take_in_parallel(held: Leases, judge: Judge) -> int:
+def _take_in_parallel(held: Leases, judge: Judge, params: Json) -> int:
     """Until no shard can be taken, or one taker fails; how many were taken."""
     stop = threading.Event()
     results: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
 
     def take() -> None:
         try:
-            results.put(_take_shards(held, judge, stop))
+            results.put(_take_shards(held, judge, params, stop))
         except BaseException as error:
             results.put(error)
 
@@ -90,20 +87,20 @@ def _take_in_parallel(held: Leases, judge: Judge) -> int:
     return taken
 
 
-def _take_shards(held: Leases, judge: Judge, stop: threading.Event) -> int:
+def _take_shards(held: Leases, judge: Judge, params: Json, stop: threading.Event) -> int:
     taken = 0
     while not stop.is_set() and (claim := held.claim(on_lost=lambda: None)) is not None:
         with bound(claim):
-            _run_shard(held, claim, judge)
+            _run_shard(held, claim, judge, params)
         taken += 1
     return taken
 
 
-def _run_shard(held: Leases, claim: Claim, judge: Judge) -> None:
+def _run_shard(held: Leases, claim: Claim, judge: Judge, params: Json) -> None:
     with transaction() as session:
-        answers = load(session, claim)
+        shard = load(session, claim, params)
     try:
-        scores = _scores(judge, answers)
+        scores = _scores(judge, shard)
     except CannotJudge as error:
         held.fail(claim, StageError(f"{judge.name}: {error}", code="judge_failed", param="judge"))
         return
@@ -119,7 +116,7 @@ def _run_shard(held: Leases, claim: Claim, judge: Judge) -> None:
             "score": score.value,
             "details": score.details,
         }
-        for key, score in zip(answers.keys, scores, strict=True)
+        for key, score in zip(shard.keys, scores, strict=True)
     ]
 
     def write(session: Session) -> None:
@@ -134,17 +131,17 @@ def _run_shard(held: Leases, claim: Claim, judge: Judge) -> None:
         log.warning("dropped a shard whose lease was lost")
 
 
-def _scores(judge: Judge, answers: Answers) -> list[Score]:
-    if answers.against_itself:
-        return [Score(0.5, {"reason": "itself"}) for _ in answers.items]
-    if answers.others is None:
-        return judge.score(answers.items)
-    # What has nobody to lose against has won.
-    contested = [i for i, others in enumerate(answers.others) if others]
+def _scores(judge: Judge, shard: JudgedShard) -> list[Score]:
+    if shard.against_itself:
+        return [Score(0.5, {"reason": "itself"}) for _ in shard.items]
+    if shard.others is None:
+        return judge.score(shard.items)
+    # A response without an opponent has won.
+    contested = [i for i, others in enumerate(shard.others) if others]
     shares = judge.win_shares(
-        [answers.items[i] for i in contested], [answers.others[i] for i in contested]
+        [shard.items[i] for i in contested], [shard.others[i] for i in contested]
     )
-    scores = [Score(1.0, {"reason": "no_opponent"}) for _ in answers.items]
+    scores = [Score(1.0, {"reason": "no_opponent"}) for _ in shard.items]
     for i, share in zip(contested, shares, strict=True):
         scores[i] = share
     return scores
@@ -160,4 +157,4 @@ def _result(judge: Judge, scores: list[Score]) -> Json:
 
 if __name__ == "__main__":
     args = arguments(__doc__, engine_url="")
-    start(args, lambda: main(args.job, args.worker, args.engine_url))
+    start(args, lambda job: main(job, args.worker, args.engine_url))

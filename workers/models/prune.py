@@ -16,10 +16,11 @@ from sqlalchemy.orm import Session
 
 from shared.db.engine import transaction
 from shared.db.tables import Completion, Job, JobKind, Json, JudgeAnswer, Model, Pair, Shard
-from shared.jobs.job import get_job, slices
+from shared.jobs.sharding import slices
 from shared.jobs.shards import Claim
 from shared.registry.models import training_folder
 from shared.registry.retention import unneeded, unpaired
+from workers.job_spec import JobSpec
 from workers.leases import Leases, StageError, bound, leases
 from workers.models.weights import folder_bytes
 from workers.stage import arguments, start
@@ -31,17 +32,16 @@ RECORD = (CONFIG, METRICS, RESULT, LOG)
 """How a training went; kept beside a checkpoint that stays."""
 
 
-def main(job_id: uuid.UUID, worker: str) -> None:
-    with leases(job_id, worker) as held:
+def main(job: JobSpec, worker: str) -> None:
+    with leases(job.id, worker) as held:
         claim = held.claim(on_lost=lambda: None)  # two at work harm nothing
         if claim is not None:
             with bound(claim):
-                _run(held, claim)
+                _run(held, claim, uuid.UUID(job.params["iteration_id"]))
 
 
-def _run(held: Leases, claim: Claim) -> None:
+def _run(held: Leases, claim: Claim, iteration_id: uuid.UUID) -> None:
     with transaction() as session:
-        iteration_id = uuid.UUID(get_job(session, claim.job_id).params["iteration_id"])
         trainings = _jobs(session, iteration_id, JobKind.train)
     try:
         result = prune(iteration_id, trainings)
@@ -143,4 +143,4 @@ def remove_leftovers(folder: Path, kept: Collection[Path]) -> int:
 
 if __name__ == "__main__":
     args = arguments(__doc__)
-    start(args, lambda: main(args.job, args.worker))
+    start(args, lambda job: main(job, args.worker))

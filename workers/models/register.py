@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 
 from shared.db.engine import transaction
 from shared.db.tables import Json, Model
-from shared.jobs.job import get_job
 from shared.jobs.shards import Claim
 from shared.settings import get_settings
 from shared.thinking.formats import NATIVE
+from workers.job_spec import JobSpec
 from workers.leases import Leases, StageError, bound, leases
 from workers.models.folder import native_format, opens_thought
 from workers.models.unpack import UnpackError, origin, unpack
@@ -23,17 +23,16 @@ from workers.models.weights import weights_sha256
 from workers.stage import arguments, start
 
 
-def main(job_id: uuid.UUID, worker: str) -> None:
-    with leases(job_id, worker) as held:
+def main(job: JobSpec, worker: str) -> None:
+    with leases(job.id, worker) as held:
         claim = held.claim(on_lost=lambda: None)
         if claim is not None:
             with bound(claim):
-                _register(held, claim)
+                _register(held, claim, job.params)
 
 
-def _register(held: Leases, claim: Claim) -> None:
+def _register(held: Leases, claim: Claim, params: Json) -> None:
     with transaction() as session:
-        params = get_job(session, claim.job_id).params
         given = session.get_one(Model, uuid.UUID(params["model_id"])).thought_format
     try:
         folder = unpack(params["source"], get_settings().model_store / "base")
@@ -79,4 +78,4 @@ def _format(folder: Path, given: Json | None) -> Json | None:
 
 if __name__ == "__main__":
     args = arguments(__doc__)
-    start(args, lambda: main(args.job, args.worker))
+    start(args, lambda job: main(job, args.worker))

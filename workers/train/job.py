@@ -24,14 +24,14 @@ from sqlalchemy.orm import Session, aliased
 
 from shared.db.engine import transaction
 from shared.db.tables import Completion, Iteration, Json, Model, Pair, Prompt
-from shared.jobs.job import get_job
 from shared.jobs.shards import Claim
 from shared.registry.lineage import checkpoint_lineage, iteration_of
 from shared.registry.models import training_folder
 from shared.settings import get_settings
 from shared.thinking.formats import ThoughtFormat
+from workers.job_spec import JobSpec
 from workers.leases import Leases, StageError, bound, leases
-from workers.models.weights import folder_bytes
+from workers.models.weights import ModelWeights, folder_bytes
 from workers.resource_errors import DISK_FULL, OUT_OF_MEMORY, disk_full_message, oom_kills
 from workers.stage import LEASE_LOST, arguments, start
 from workers.train import files
@@ -50,14 +50,15 @@ class OutOfMemory(Exception):
     """The training died for want of memory."""
 
 
-def main(job_id: uuid.UUID, worker: str) -> None:
-    with leases(job_id, worker) as held:
+def main(job: JobSpec, worker: str) -> None:
+    assert job.weights is not None
+    with leases(job.id, worker) as held:
         claim = held.claim(on_lost=_leave)
         if claim is None:
             return
         with bound(claim):
             try:
-                _train(held, claim)
+                _train(held, claim, job.params, job.weights)
             except StageError as error:
                 held.fail(claim, error)
 
@@ -68,18 +69,14 @@ def _leave() -> None:
     os._exit(LEASE_LOST)
 
 
-def _train(held: Leases, claim: Claim) -> None:
-    with transaction() as session:
-        params = get_job(session, claim.job_id).params
-        base = session.get_one(Model, uuid.UUID(params["model"]))
-    assert base.path is not None
+def _train(held: Leases, claim: Claim, params: Json, base: ModelWeights) -> None:
     with held.ours(claim):
         out = _workplace(training_folder(claim.job_id), claim)
     pairs = out / files.PAIRS
     _write_pairs(claim, params, pairs)
     training = params["training"] | claim.payload.get("smaller", {})
     config = {
-        "model_path": base.path,
+        "model_path": str(base.path),
         "pairs_path": str(pairs),
         "out_dir": str(out),
         "checkpoint_seconds": get_settings().checkpoint_seconds,
@@ -219,7 +216,7 @@ def _checkpoints(out: Path) -> set[str]:
     return {path.parent.name for path in out.glob(f"{files.SCRATCH}/checkpoint-*/{SEAL}")}
 
 
-def _register(session: Session, claim: Claim, base: Model, result: dict[str, Any]) -> None:
+def _register(session: Session, claim: Claim, base: ModelWeights, result: dict[str, Any]) -> None:
     """A row for each checkpoint. Ids derive from job and epoch, so a repeat finds the same."""
     iteration = iteration_of(session, claim.job_id)
     training = {"training": result["settings"], "versions": result["versions"]}
@@ -231,7 +228,7 @@ def _register(session: Session, claim: Claim, base: Model, result: dict[str, Any
             "path": checkpoint["path"],
             "weights_sha256": checkpoint["weights_sha256"],
             "size_bytes": folder_bytes(Path(checkpoint["path"])),
-            "parent_id": base.id,
+            "parent_id": uuid.UUID(base.id),
             "job_id": claim.job_id,
             "epoch": checkpoint["epoch"],
             "lineage": lineage,
@@ -243,4 +240,4 @@ def _register(session: Session, claim: Claim, base: Model, result: dict[str, Any
 
 if __name__ == "__main__":
     args = arguments(__doc__)
-    start(args, lambda: main(args.job, args.worker))
+    start(args, lambda job: main(job, args.worker))

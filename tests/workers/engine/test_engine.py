@@ -11,8 +11,8 @@ from prometheus_client import REGISTRY
 
 from tests.support import tiny_model
 from tests.support.scripted_engine import ScriptedEngine, running
-from workers.engine.admin import EngineTimeout
-from workers.engine.engine import Engine, SwapError
+from workers.engine.admin import EngineTimeout, SwapError
+from workers.engine.engine import Engine
 from workers.models.folder import write_probe
 
 

@@ -18,9 +18,10 @@ from tests.support import factories, tiny_model
 from tests.support.engine_scripts import Play
 from tests.support.scripted_engine import ScriptedEngine, running
 from workers.engine import process as engine_process
-from workers.engine.engine import Engine, EngineError, EngineStartError, ModelWeights
+from workers.engine.admin import EngineError, EngineStartError
+from workers.engine.engine import Engine
 from workers.models.folder import write_probe
-from workers.models.weights import weights_sha256
+from workers.models.weights import ModelWeights, weights_sha256
 from workers.runtime import Runtime
 
 DIES = "print('torch.OutOfMemoryError: CUDA out of memory'); exit(1)"
@@ -96,10 +97,10 @@ def test_a_shard_pays_for_it_with_an_attempt_only_the_second_time(
         monkeypatch.setattr(Engine, "ran_out_of_memory", lambda _: True)
         runtime = Runtime()
         job_id = submit(tiny)
-        runtime.run(JobKind.generate, job_id)
+        runtime.run(job_id)
         shard = shard_of(job_id)
         assert (shard.status, shard.attempt) == (Status.queued, 0)
-        runtime.run(JobKind.generate, job_id)
+        runtime.run(job_id)
         runtime.stop()
     get_settings.cache_clear()
     shard = shard_of(job_id)

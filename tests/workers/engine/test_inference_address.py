@@ -14,9 +14,10 @@ from shared.settings import Settings, get_settings
 from tests.support import factories, tiny_model
 from tests.support.scripted_engine import ScriptedEngine, running
 from workers.engine import process as engine_process
-from workers.engine.engine import Engine, EngineStartError, ModelWeights
+from workers.engine.admin import EngineStartError
+from workers.engine.engine import Engine
 from workers.engine.inference import Inference
-from workers.models.weights import weights_sha256
+from workers.models.weights import ModelWeights, weights_sha256
 
 
 @pytest.mark.parametrize(

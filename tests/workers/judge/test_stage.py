@@ -13,6 +13,7 @@ from shared.jobs.job import NewShard, get_job, submit_job
 from shared.schemas.requests import JudgeItem
 from shared.thinking.formats import GENERIC
 from tests.support.judge_server import JudgeServer, Messages, running
+from tests.support.stages import run_stage
 from workers.judge import stage
 from workers.judge.base import Score
 from workers.judge.checks.verifier import Verifier
@@ -94,7 +95,7 @@ def judged(
         news = [NewShard({"generate_shard_id": s}, after_shard_id=s) for s in shards]
         submit_job(session, JobKind.judge, params, news, job_id=job_id)
         session.get_one(Job, of).status = Status.succeeded
-    stage.main(job_id, "worker", url)
+    run_stage(stage.main, job_id, url)
     with transaction() as session:
         rows = session.scalars(
             select(Judgment).where(Judgment.job_id == job_id).order_by(Judgment.completion_id)

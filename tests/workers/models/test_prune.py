@@ -20,6 +20,7 @@ from shared.registry.models import resolve, training_folder
 from shared.settings import get_settings
 from tests.support import factories
 from tests.support.past_runs import checkpoint, files, past_run, samples
+from tests.support.stages import run_stage
 from tests.support.waiting import until
 from workers.models import prune
 
@@ -49,7 +50,7 @@ def pruned(iteration_id: uuid.UUID) -> Job:
         session.get_one(Iteration, iteration_id).pruned_at = datetime.now(UTC)
         params = {"iteration_id": str(iteration_id)}
         submit_job(session, JobKind.prune, params, [NewShard({})], job_id=id_)
-    prune.main(id_, "worker")
+    run_stage(prune.main, id_)
     with transaction() as session:
         return session.get_one(Job, id_)
 

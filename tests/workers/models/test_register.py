@@ -17,6 +17,7 @@ from shared.db.engine import transaction
 from shared.db.tables import Job, JobKind, Shard, Status
 from shared.jobs.job import NewShard, submit_job
 from tests.support import factories
+from tests.support.stages import run_stage
 from workers.models import register
 
 
@@ -60,7 +61,7 @@ def test_a_hub_that_does_not_answer_is_asked_again_and_one_that_refuses_is_not(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(HfApi, "model_info", model_info)
     id_ = submitted()
-    register.main(id_, "worker")
+    run_stage(register.main, id_)
     with transaction() as session:
         row = session.scalars(select(Shard).where(Shard.job_id == id_)).one()
         assert (row.status, session.get_one(Job, id_).status) == (shard, job)

@@ -25,7 +25,10 @@ from shared.registry.models import training_folder
 from shared.schemas.requests import Training
 from shared.settings import get_settings
 from tests.support import evaluated_runs, factories, tiny_model
+from tests.support.stages import run_stage
+from workers.job_spec import load
 from workers.leases import Leases, StageError
+from workers.models.weights import ModelWeights
 from workers.resource_errors import DISK_FULL, OUT_OF_MEMORY, exit_status
 from workers.train import job as train_job
 from workers.train import movement
@@ -68,10 +71,10 @@ def test_out_of_memory_is_tried_once_with_less_before_it_counts(
     monkeypatch.setattr(train_job, "_run", dies)
     # Of 4, a step of 6 pairs uses 3; half of 4 would be tried in vain where 3 do not fit.
     job_id = submit(Training(batch_size=6, micro_batch_size=4))
-    train_job.main(job_id, "worker")
+    run_stage(train_job.main, job_id)
     shard = shard_of(job_id)
     assert (shard.status, shard.attempt) == (Status.queued, 0)
-    train_job.main(job_id, "worker")
+    run_stage(train_job.main, job_id)
     shard = shard_of(job_id)
     assert tried == [4, 1]
     assert shard.status is Status.failed
@@ -188,7 +191,8 @@ def test_a_checkpoint_knows_what_led_to_it(
         "checkpoints": [{"epoch": 1, "path": str(tmp_path), "weights_sha256": factories.WEIGHTS}],
     }
     claim = Claim(1, job_id, 0, {}, 1, uuid.uuid4())
-    train_job._register(session, claim, seed, result)
+    base = ModelWeights(str(seed.id), tmp_path, factories.WEIGHTS)
+    train_job._register(session, claim, base, result)
     lineage = session.scalars(select(Model.lineage).where(Model.job_id == job_id)).one()
     assert lineage["training"] == {"epochs": 1}
     if own_pairs:
@@ -215,7 +219,11 @@ def test_a_training_that_is_woken_late_does_not_take_the_folder_back(
     late, successor = claim("late", -1), claim("successor", 30)
     theirs = train_job._workplace(training_folder(job_id), successor)
     (theirs / "inputs.sha256").write_text("as of a training under way")
+    with transaction() as session:
+        job = load(session, job_id)
+    assert job is not None
+    assert job.weights is not None
     with pytest.raises(LeaseLost):
-        train_job._train(Leases(job_id, "late"), late)
+        train_job._train(Leases(job_id, "late"), late, job.params, job.weights)
     assert [path.name for path in training_folder(job_id).iterdir()] == [theirs.name]
     shutil.rmtree(training_folder(job_id))

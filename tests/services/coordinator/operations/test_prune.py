@@ -24,6 +24,7 @@ from shared.web.client import ServiceClient
 from tests.support import access, factories
 from tests.support.past_runs import checkpoint, files, past_run, samples
 from tests.support.scripted_engine import serving
+from tests.support.stages import run_stage
 from tests.support.waiting import at_once
 from workers.models import prune as stage
 
@@ -94,7 +95,7 @@ def test_what_is_announced_is_what_goes(client: TestClient, services: Services) 
     assert marked() == set(old)
     tick(services, threading.Event(), at_once)
     for job in prune_jobs():
-        stage.main(job.id, "worker")
+        run_stage(stage.main, job.id)
     assert [job.status for job in prune_jobs()] == [OK] * 3
     after = counts()
     assert (before[0] - after[0], before[1] - after[1]) == (want["completions"], 5)
@@ -137,7 +138,7 @@ def test_a_pruned_iteration_says_so(client: TestClient, services: Services) -> N
     post(client)
     tick(services, threading.Event(), at_once)
     for job in prune_jobs():
-        stage.main(job.id, "worker")
+        run_stage(stage.main, job.id)
     read = client.get(f"/iterations/{made}").json()
     assert read["pruned_at"] > read["finished_at"]
     assert client.get(f"/iterations/{made}/report").json() == {"completions": 4}
