@@ -1,25 +1,46 @@
-"""`python shared/process.py PID COMMAND…`: become COMMAND, but get SIGTERM when the parent dies.
+"""Child processes that cannot outlive us, and files that survive a loss of power.
 
-The kernel's death signal outlives exec. Set here rather than between fork and exec, where a
-process with threads must not run Python. It belongs to the *thread* that started us, so that
-thread must live as long as we are wanted. Linux only; elsewhere COMMAND runs without it.
+`python shared/process.py PID SIGNAL UID COMMAND…` becomes COMMAND, to which the kernel sends SIGNAL
+when its parent PID dies. The kernel's death signal outlives exec. It is set here rather than
+between fork and exec, where a process with threads must not run Python. Linux only; elsewhere
+COMMAND runs without it.
 """
 
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 
 
+def ending_with_us(
+    command: Sequence[str], death_signal: int = signal.SIGTERM, uid: int | None = None
+) -> list[str]:
+    """The command of a child that gets `death_signal` when we die, and runs as user `uid`.
+
+    The signal belongs to the *thread* that starts the child, so that thread must live as long as
+    the child is wanted.
+    """
+    numbers = [os.getpid(), int(death_signal), os.getuid() if uid is None else uid]
+    return [sys.executable, "-IS", __file__, *map(str, numbers), *command]
+
+
 def main() -> None:
-    parent, command = int(sys.argv[1]), sys.argv[2:]
-    die_with_parent(signal.SIGTERM)
+    parent, death_signal, uid = map(int, sys.argv[1:4])
+    command = sys.argv[4:]
+    if uid != os.getuid():  # first, for the kernel forgets a death signal when the user changes
+        os.setgroups([])
+        os.setgid(uid)
+        os.setuid(uid)
+    die_with_parent(death_signal)
     if sys.platform == "linux" and os.getppid() != parent:  # it died before we asked
         sys.exit(1)
-    os.execv(command[0], command)
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, and so by COMMAND after exec
+        signal.signal(ignored, signal.SIG_DFL)
+    os.execvp(command[0], command)
 
 
 def die_with_parent(death_signal: int) -> None:

@@ -22,7 +22,7 @@ from shared.db.engine import transaction
 from shared.db.tables import JobKind
 from shared.web.job_routes import find_job
 from tests.support import access, factories
-from workers import runtime, stage, tasks
+from workers import runtime, stage, stage_process, tasks
 
 ITEM = {"instruction": "Say a", "response": "a"}
 """Without a check, which the verifier refuses."""
@@ -60,7 +60,7 @@ def test_a_stage_names_iteration_job_shard_and_attempt(
 def test_the_runtime_names_iteration_and_job(
     clean_database: Engine, redis_url: str, written: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(runtime.STAGES, JobKind.judge, "this")
+    monkeypatch.setitem(stage_process.STAGES, JobKind.judge, "this")
     iteration_id = uuid.uuid4()
     job_id = judge_job(iteration_id)
     runtime.Runtime().run(uuid.UUID(job_id))

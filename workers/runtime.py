@@ -1,26 +1,22 @@
 """Runs a job's stage as a child process, with the engine or the device it needs.
 
 The Celery process owns one engine and imports no ML library. GPU work happens in the engine's and
-the stage's processes, each in a group of its own: cancelling kills the group, and the memory
-really comes back.
+the stage's processes, each in a group of its own: cancelling kills the group, and all its memory is
+freed.
 """
 
 import logging
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from threading import Event
 
 from shared import log
 from shared.db.engine import retry_while_db_down_if, transaction
-from shared.db.tables import JobKind, Json
+from shared.db.tables import Json
 from shared.jobs.job import fail_job
 from shared.jobs.recovery import release_shards
 from shared.jobs.shards import has_work
@@ -28,29 +24,17 @@ from shared.schemas.judges import Needs
 from shared.settings import get_settings
 from workers.engine.admin import EngineError, EngineStartError
 from workers.engine.engine import Engine
+from workers.engine.watch import engine_watched
 from workers.job_spec import JobSpec, load
 from workers.leases import new_worker_name
 from workers.stage import DATABASE_AWAY, ENGINE_FAILED, LEASE_LOST
-from workers.stage_watch import StageWatch, ended, engine_watched
+from workers.stage_process import GRACE_SECONDS, has_ended, run_stage
 
 logger = logging.getLogger(__name__)
 
-STAGES = {
-    JobKind.generate: "workers.generate.stage",
-    JobKind.judge: "workers.judge.stage",
-    JobKind.train: "workers.train.job",
-    JobKind.register: "workers.models.register",
-    JobKind.prune: "workers.models.prune",
-}
-POLL_SECONDS = 0.2
-POLL_INTERVAL_S = 1.0
-"""How often a running job's row is asked whether it was cancelled."""
-GRACE_SECONDS = 5.0
-"""From SIGTERM to SIGKILL of a stage's group."""
-
 
 class Runtime:
-    """What one worker process holds: an engine, the device's lock, the jobs it runs."""
+    """The engine, the device's lock and the running jobs of one worker process."""
 
     def __init__(self) -> None:
         self._engine = Engine.for_worker()
@@ -61,7 +45,7 @@ class Runtime:
         self._startup_failures: Counter[uuid.UUID] = Counter()
         """Times that a job's engine or stage failed before a shard was claimed."""
         self._tried_smaller: set[uuid.UUID] = set()
-        """Jobs whose engine has once run out of memory."""
+        """Jobs whose engine has run out of memory once."""
 
     def run(self, job_id: uuid.UUID) -> None:
         """Work on a job until none of its shards can be taken; a doubled message does nothing."""
@@ -109,7 +93,7 @@ class Runtime:
             fail_job(session, job_id, {"code": code, "message": message, "param": None})
 
     def stop(self) -> None:
-        """End stages and the engine; shards in work are given back."""
+        """End the stages and the engine, and give back the shards that they work on."""
         self._stopping.set()
         deadline = time.monotonic() + GRACE_SECONDS + 4
         while self._running and time.monotonic() < deadline:
@@ -138,51 +122,24 @@ class Runtime:
                     yield []
 
     def _run_stage(self, job: JobSpec, extra: list[str]) -> None:
-        name = new_worker_name()
-        command = [sys.executable, "-m", STAGES[job.kind], "--job", str(job.id), "--worker", name]
-        child = subprocess.Popen(command + extra, start_new_session=True)
-        logger.info("stage started", extra={"pid": child.pid})
+        worker = new_worker_name()
         asks_engine = job.needs is Needs.engine
         with engine_watched(self._engine) if asks_engine else nullcontext(Event()) as hung:
-            try:
-                code = self._wait(child, job.id, name, hung)
-            finally:
-                _kill_group(child.pid)
+            code = run_stage(
+                job, worker, extra, must_end=lambda: self._stopping.is_set() or hung.is_set()
+            )
         if code != 0:
-            self._give_back(job.id, name, ENGINE_FAILED if hung.is_set() else code)
+            self._give_back(job.id, worker, ENGINE_FAILED if hung.is_set() else code)
         else:
             self._startup_failures.pop(job.id, None)
         if hung.is_set():
             self._engine.kill()
 
-    def _wait(
-        self, child: "subprocess.Popen[bytes]", job_id: uuid.UUID, name: str, hung: Event
-    ) -> int:
-        """The child's exit code; ends it when its job has ended, when it has let its leases run
-        out, when its engine has hung, or when the worker stops."""
-        asked_at: float | None = None
-        looked_at = time.monotonic()
-        watch = StageWatch(job_id, name)
-        while (code := child.poll()) is None:
-            now = time.monotonic()
-            if asked_at is None and now - looked_at > POLL_INTERVAL_S:
-                looked_at = now
-                if watch.unwanted():
-                    asked_at = now + 1.0  # it may be about to leave by itself
-            if asked_at is None and (self._stopping.is_set() or hung.is_set()):
-                asked_at = now
-            if asked_at is not None and now >= asked_at:
-                _signal_group(child.pid, signal.SIGTERM)
-                if now - asked_at > GRACE_SECONDS:
-                    _signal_group(child.pid, signal.SIGKILL)
-            time.sleep(POLL_SECONDS)
-        return code
-
     def _give_back(self, job_id: uuid.UUID, worker: str, code: int) -> None:
-        """Shards of a child that died: another attempt, without waiting for the lease to end.
+        """Queue the shards of a stage that died again, without waiting for their leases to end.
 
-        One that we have ended costs no attempt. One that dies again and again before it takes a
-        shard, which is where attempts are counted, ends its job.
+        A stage that we have ended costs no attempt. One that dies again and again before it claims
+        a shard fails its job, for attempts are counted with claims.
         """
         error = self._error(code)
         excused = (
@@ -195,12 +152,12 @@ class Runtime:
         if held:
             logger.warning("gave back %d shards: %s", held, error["code"])
             return
-        if excused or ended(job_id):
+        if excused or has_ended(job_id):
             return
         self._record_startup_failure(job_id, error["code"], error["message"])
 
     def _error(self, code: int) -> Json:
-        """Of a stage that ended with this status."""
+        """The error of a stage that ended with this status."""
         if code == ENGINE_FAILED:
             last = self._engine.last_lines()
             message = "the engine failed" + (f"; its last lines:\n{last}" if last else "")
@@ -210,8 +167,8 @@ class Runtime:
         return {"code": "stage_died", "message": message, "param": None}
 
     def _may_try_smaller(self, job_id: uuid.UUID) -> bool:
-        """Once a job, an engine that ran out of memory costs its shards no attempt: it starts again
-        with a smaller batch."""
+        """Whether the engine has run out of memory for the first time with this job. It then starts
+        again with a smaller batch, and the shards are charged no attempt."""
         if job_id in self._tried_smaller or not self._engine.ran_out_of_memory():
             return False
         self._tried_smaller.add(job_id)
@@ -226,7 +183,7 @@ class Runtime:
 
 
 def _has_work(job_id: uuid.UUID) -> bool:
-    """Whether a shard can be taken now. A stage that waits for shards comes when one is there."""
+    """Whether a shard can be claimed now; a stage is not started only to wait for one."""
     settings = get_settings()
     with transaction() as session:
         return has_work(
@@ -241,13 +198,3 @@ def _release(job_id: uuid.UUID, worker: str, error: Json, *, counts: bool) -> in
     limit = get_settings().max_attempts
     with transaction() as session:
         return release_shards(session, job_id, worker, error, max_attempts=limit, counts=counts)
-
-
-def _signal_group(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(pid, number)
-
-
-def _kill_group(pid: int) -> None:
-    """What a stage may have left behind in its group goes with it."""
-    _signal_group(pid, signal.SIGKILL)

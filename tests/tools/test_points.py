@@ -7,7 +7,7 @@ import pytest
 
 from tools.chaos import disturbances
 from tools.chaos.points import HOOKS, ROLES, SESSIONS, role
-from workers.runtime import STAGES
+from workers.stage_process import STAGES
 
 
 @pytest.mark.parametrize("module", [*ROLES, *HOOKS, *SESSIONS])

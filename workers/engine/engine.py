@@ -1,13 +1,11 @@
 """One vLLM server: started once, its weights swapped in place and verified, not restarted for a
 new model of the same architecture."""
 
-import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from shared.settings import get_settings
 from workers.engine import metrics as engine_metrics
@@ -18,22 +16,13 @@ from workers.engine.admin import (
     EngineError,
     EngineStartError,
     EngineTimeout,
-    SwapError,
 )
 from workers.engine.architecture import architecture
 from workers.engine.process import STOP_SECONDS, ServerProcess
-from workers.models.weights import PROBE_FILE, ModelWeights
+from workers.engine.verify import WeightsVerifier
+from workers.models.weights import ModelWeights
 
 log = logging.getLogger(__name__)
-PROBE_TEXT = (
-    "The quick brown fox jumps over the lazy dog. 17 + 25 = 42. Think, then answer: which of the "
-    "planets is the largest? Jupiter, since it has more mass than all others together."
-)
-SAME_TOLERANCE = 1e-3
-"""Largest difference of a log-probability, in nats, between two probes of the same weights."""
-TRAINED_TOLERANCE = 0.15
-"""Largest mean difference to the trainer's probe, in nats: float32 there, bf16 and other kernels
-here. Measured on SmolLM2-135M: 0.03; weights of another model are off by more than 1."""
 POLL_SECONDS = 0.25
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::")
@@ -52,7 +41,7 @@ class Engine:
         self._process: ServerProcess | None = None
         self._serving: ModelWeights | None = None
         self._architecture: object = None
-        self._probes: dict[str, list[float]] = {}
+        self._verifier = WeightsVerifier(self._admin)
         self._max_num_seqs = get_settings().max_num_seqs
         self._was_short_of_memory = False
         self.starts = 0
@@ -204,7 +193,7 @@ class Engine:
         engine_metrics.STARTS.inc()
         self._wait_ready(process, started + settings.engine_start_timeout_s)
         try:
-            self._verify(model, before=None)
+            self._verifier.verify(model, before=None)
             self._admin.label(model.sha256)
         except EngineError as error:
             self.stop()
@@ -229,49 +218,8 @@ class Engine:
     def _swap(self, model: ModelWeights) -> None:
         started = time.monotonic()
         with engine_metrics.swapping():
-            before = self._probe() if self._serving is not None else None
+            before = self._verifier.probe() if self._serving is not None else None
             self._admin.swap(str(model.path), model.sha256)
-            self._verify(model, before)
+            self._verifier.verify(model, before)
         seconds = round(time.monotonic() - started, 3)
         log.info("weights swapped", extra={"model": model.id, "seconds": seconds})
-
-    def _verify(self, model: ModelWeights, before: list[float] | None) -> None:
-        """The probe must have changed, must be what it was for these weights before, and must be
-        near what the trainer computed. A swap that did nothing otherwise looks fine for hours."""
-        after = self._probe()
-        problem = None
-        if before == after:
-            problem = "its log-probabilities did not change"
-        elif (seen := self._probes.get(model.sha256)) and _largest(seen, after) > SAME_TOLERANCE:
-            problem = "its log-probabilities are not what they were for these weights"
-        elif trained := _trained_probe(model.path):
-            off = _mean(trained[1], self._admin.probe(trained[0]))
-            if off > TRAINED_TOLERANCE:
-                problem = f"its log-probabilities are {off:.3f} nats off the trainer's"
-        if problem is not None:
-            raise SwapError(f"the engine was given model {model.id}, but {problem}")
-        self._probes.setdefault(model.sha256, after)
-
-    def _probe(self) -> list[float]:
-        return self._admin.probe(self._admin.tokenize(PROBE_TEXT))
-
-
-def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    return [abs(x - y) for x, y in zip(a, b, strict=True)]
-
-
-def _largest(a: Sequence[float], b: Sequence[float]) -> float:
-    return max(_differences(a, b))
-
-
-def _mean(a: Sequence[float], b: Sequence[float]) -> float:
-    return sum(_differences(a, b)) / len(a)
-
-
-def _trained_probe(folder: Path) -> tuple[list[int], list[float]] | None:
-    """Token ids and the log-probability of each but the first, as computed when they were saved."""
-    file = folder / PROBE_FILE
-    if not file.exists():
-        return None
-    probe = json.loads(file.read_text())
-    return probe["token_ids"], probe["logprobs"]

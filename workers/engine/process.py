@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from shared import process as child_process
+from shared.process import ending_with_us
 from shared.settings import Settings
 from workers.resource_errors import oom_kills, tells_of_no_memory
 
@@ -26,7 +26,6 @@ MIN_BATCHED_TOKENS = 4096
 MAX_SMALL_CORES = 4
 BFLOAT16_FLAGS = {"amx_bf16", "bf16"}
 """Of CPUs that multiply matrices in bfloat16: AMX, Arm."""
-_DIE_WITH_PARENT = child_process.__file__
 
 
 class ServerProcess:
@@ -36,7 +35,7 @@ class ServerProcess:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         if log_file.exists():
             log_file.replace(log_file.with_suffix(".log.old"))
-        self._command = [sys.executable, _DIE_WITH_PARENT, str(os.getpid()), *command]
+        self._command = ending_with_us(command)
         self._env = env
         self._log_file = log_file
         self._process: subprocess.Popen[bytes] | None = None

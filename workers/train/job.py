@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session, aliased
 from shared.db.engine import transaction
 from shared.db.tables import Completion, Iteration, Json, Model, Pair, Prompt
 from shared.jobs.shards import Claim
+from shared.process import ending_with_us
 from shared.registry.lineage import checkpoint_lineage, iteration_of
 from shared.registry.models import training_folder
 from shared.settings import get_settings
@@ -170,7 +171,11 @@ def _run(held: Leases, claim: Claim, out: Path) -> None:
     metrics = MetricsFile(out / files.METRICS)
     with (out / files.LOG).open("ab") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "workers.train.launch", "--config", str(out / files.CONFIG)],
+            # At once: it has nothing to put in order, and the next attempt resumes.
+            ending_with_us(
+                [sys.executable, "-m", "workers.train.launch", "--config", str(out / files.CONFIG)],
+                signal.SIGKILL,
+            ),
             env={**FIXED_THREADS, **os.environ},
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -9,12 +9,14 @@ wait with one for the same. Exit statuses are those of `workers.train.train`.
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
+from shared.process import ending_with_us
 from shared.settings import get_settings
 from workers.resource_errors import OUT_OF_MEMORY, oom_kills
 from workers.train.files import RANK_STATUS
@@ -34,7 +36,8 @@ def main(config: Path, processes: int) -> int:
     status.unlink(missing_ok=True)
     kills = oom_kills()
     ranks = ["-m", "workers.train.train", "--config", str(config)]
-    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", *launch, *ranks])
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, *ranks]
+    done = subprocess.run(ending_with_us(command, signal.SIGKILL))
     # The launcher says of its ranks only that one has failed.
     if done.returncode != 0 and status.exists():
         return int(status.read_text())

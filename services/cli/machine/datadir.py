@@ -3,6 +3,7 @@
 pg/       the database          models/   weights and checkpoints
 logs/     a file a process      data/     files that POST /datasets may read
 lock      held while it runs    stack.json  where the running platform listens
+run       link to its sockets
 key       an API key of it, for this user's commands
 """
 
@@ -40,6 +41,11 @@ class DataDir:
     @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    @property
+    def last_run(self) -> Path:
+        """A link to the folder with the sockets of the platform that ran last."""
+        return self.root / "run"
 
     @property
     def key(self) -> Path:
@@ -126,11 +132,20 @@ class DataDir:
 
 
 @contextmanager
-def run_dir() -> Iterator[Path]:
-    """A private folder for sockets, with a short path: a socket's ends at 107 bytes."""
+def run_dir(link: Path | None = None) -> Iterator[Path]:
+    """A private folder for sockets, with a short path: a socket's ends at 107 bytes.
+
+    `link` will point to it. The folder to which it points now was left by a platform that was
+    killed, and is removed.
+    """
     parent = os.environ.get("XDG_RUNTIME_DIR", "")
     usable = parent and len(os.fsencode(parent)) < 60 and os.access(parent, os.W_OK)
     folder = Path(tempfile.mkdtemp(prefix="forethought-", dir=parent if usable else "/tmp"))
+    if link is not None:
+        if link.is_symlink():
+            shutil.rmtree(link.readlink(), ignore_errors=True)
+            link.unlink()
+        link.symlink_to(folder)
     try:
         yield folder
     finally:

@@ -1,8 +1,8 @@
 """Child processes that cannot outlive us.
 
-Three nets, each for what the one before misses: a child gets a signal from the kernel when we die
-(Linux); orphans of a dead child become our children and are found here; and a guardian process
-(`services.cli.machine.guardian`) ends everything that is left when we were killed outright.
+Each child gets a signal from the kernel when we die (`shared/process.py`; Linux). Orphans of a dead
+child become our children and are found here: an engine that hangs does not heed its signal, and
+holds its port and the GPU's memory while its owner is started again.
 """
 
 import ctypes
@@ -10,34 +10,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
-_PR_SET_PDEATHSIG = 1
+from shared.process import ending_with_us
+
 _PR_SET_CHILD_SUBREAPER = 36
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent has died, so that they can be found."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _die_with_parent(sig: int) -> Callable[[], None]:
-    parent = os.getpid()
-
-    def prepare() -> None:
-        # Runs between fork and exec. The kernel signals the child when the thread that forked it
-        # ends, so children must be started from the main thread.
-        if _libc is not None:
-            _libc.prctl(_PR_SET_PDEATHSIG, sig, 0, 0, 0)
-            if os.getppid() != parent:
-                os._exit(1)
-
-    return prepare
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def spawn(
@@ -52,17 +38,13 @@ def spawn(
     """Start a process in a session of its own, its output appended to `log`."""
     with log.open("ab") as output:
         return subprocess.Popen(
-            command,
+            ending_with_us(command, death_signal, uid),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=env,
             pass_fds=pass_fds,
-            user=uid,
-            group=uid,
-            extra_groups=None if uid is None else [],
             start_new_session=True,
-            preexec_fn=_die_with_parent(death_signal),
         )
 
 
@@ -119,9 +101,8 @@ def start_companion(
 ) -> subprocess.Popen[bytes]:
     """Start a process that shares our terminal's output but not its Ctrl-C, and ends with us."""
     return subprocess.Popen(
-        command,
+        ending_with_us(command),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         pass_fds=pass_fds,
-        preexec_fn=_die_with_parent(signal.SIGTERM),
     )

@@ -64,8 +64,8 @@ def running(options: Options, say: Say, warn: Say) -> Iterator[Stack]:
         for name in JOB_SERVICES:
             sockets[name] = stack.enter_context(closing(listen()))
         engines = [stack.enter_context(closing(reserve())) for _ in range(2)]
-        run = stack.enter_context(run_dir())
-        supervisor = stack.enter_context(Supervisor(options.data.logs, run, warn))
+        run = stack.enter_context(run_dir(options.data.last_run))
+        supervisor = stack.enter_context(Supervisor(options.data.logs, warn))
         env = _environment(options.data, run, sockets, engines)
         _start(supervisor, env, options.data, run, sockets, say)
         url = env["FORETHOUGHT_COORDINATOR_URL"]

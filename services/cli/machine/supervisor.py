@@ -16,7 +16,6 @@ from types import FrameType
 import psutil
 
 from services.cli.errors import StackError
-from services.cli.machine.guardian import Guardian
 from services.cli.machine.processes import (
     adopt_orphans,
     kill_all,
@@ -86,9 +85,8 @@ class _Running:
 class Supervisor:
     """Use as a context manager: leaving it, for whatever reason, stops everything it started."""
 
-    def __init__(self, log_dir: Path, run_dir: Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, log_dir: Path, say: Callable[[str], None] = print) -> None:
         self._log_dir = log_dir
-        self._run_dir = run_dir
         self._say = say
         self._running: dict[str, _Running] = {}
         self._stopping = threading.Event()
@@ -97,12 +95,10 @@ class Supervisor:
         self._log_dir.mkdir(parents=True, exist_ok=True)
         self._others = {child.pid for child in psutil.Process().children()}
         adopt_orphans()
-        self._guardian = Guardian(self._run_dir)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self._guardian.dismiss()
 
     def log(self, name: str) -> Path:
         return self._log_dir / f"{name}.log"
@@ -160,7 +156,7 @@ class Supervisor:
 
     def _kill_strays(self) -> None:
         """Kill orphans: what a process of ours has started and not stopped before its own end."""
-        ours = {self._guardian.pid, *(r.process.pid for r in self._running.values())}
+        ours = {r.process.pid for r in self._running.values()}
         kill_all(strays(ours | self._others))
 
     def _begin_log(self, name: str) -> None:

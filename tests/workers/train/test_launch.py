@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -165,13 +164,14 @@ def test_a_refusal_comes_through_the_launcher(inputs: tuple[Path, Path], tmp_pat
 
 
 def test_ranks_die_with_their_launcher(inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    """They are in sessions of their own, which a kill of the stage's group does not reach."""
+    """They are in sessions of their own, which a kill of the stage's group does not reach. Killed
+    alone, the launcher takes `accelerate launch` with it, and that its ranks."""
     long = SETTINGS.model_copy(update={"epochs": 100})
     config = written(inputs, tmp_path / "out", long)
     launcher = run("workers.train.launch", "--config", config, "--processes", "2")
     until((config.parent / "metrics.jsonl").exists, "the ranks train", 60)
     assert len(ranks_of(config)) == 2
-    os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.kill()
     launcher.wait()
     until(lambda: not ranks_of(config), "they are gone", 10)
     assert launcher.stdout is not None

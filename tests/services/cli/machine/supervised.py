@@ -23,11 +23,9 @@ def service(name: str, code: str, ready: bool = True, **options: Any) -> Service
 
 
 def main(folder: Path, services: list[dict[str, Any]]) -> int:
-    run_dir = folder / "run"
-    run_dir.mkdir()
     with stoppable():
         try:
-            with Supervisor(folder / "logs", run_dir, lambda line: print(line, flush=True)) as all_:
+            with Supervisor(folder / "logs", lambda line: print(line, flush=True)) as all_:
                 all_.start(*(service(**described) for described in services))
                 print("up", flush=True)
                 all_.supervise()

@@ -22,12 +22,15 @@ ROOT = Path(__file__).parents[4]
 
 NOTE_PID = """
 import os, pathlib, signal, subprocess, sys, time
+from shared.process import ending_with_us
 pathlib.Path({pids!r}, str(os.getpid())).touch()
 """
 SLEEP = "time.sleep(600)"
 STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP
 # As a worker does: work in a session of its own, which a signal to the group does not reach.
-WITH_CHILD = "subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)\n" + SLEEP
+WITH_CHILD = """
+subprocess.Popen({start}([sys.executable, '-c', {child!r}]), start_new_session=True)
+"""
 
 Run = Callable[..., subprocess.Popen[str]]
 
@@ -49,9 +52,9 @@ class Family:
     def code(self, body: str) -> str:
         return NOTE_PID.format(pids=str(self._folder)) + body
 
-    def parent(self, child: str = SLEEP, then: str = SLEEP) -> str:
-        """Code of a process with a child in another session."""
-        return self.code(WITH_CHILD.format(child=self.code(child)).replace(SLEEP, then))
+    def parent(self, child: str = SLEEP, then: str = SLEEP, start: str = "list") -> str:
+        """Code of a process with a child in another session, whose command goes through `start`."""
+        return self.code(WITH_CHILD.format(start=start, child=self.code(child)) + then)
 
     @property
     def born(self) -> list[int]:
@@ -82,8 +85,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
     yield start
     for process in started:
-        process.kill()
-        process.communicate()
+        process.terminate()  # a kill would leave the children that are not tied to their parents
+        process.communicate(timeout=PATIENCE_SECONDS)
 
 
 def wait_up(process: subprocess.Popen[str]) -> None:
@@ -109,7 +112,7 @@ def test_stopping_leaves_no_process(run: Run, family: Family, sig: signal.Signal
 
 def test_what_was_there_before_is_left_alone(tmp_path: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", "import time; " + SLEEP])
-    with Supervisor(tmp_path / "logs", tmp_path / "run") as supervisor:
+    with Supervisor(tmp_path / "logs") as supervisor:
         supervisor.start(Service("plain", [sys.executable, "-c", "import time; " + SLEEP]))
     assert other.poll() is None
     other.kill()
@@ -126,17 +129,15 @@ def test_a_process_that_ignores_sigterm_is_killed(run: Run, family: Family) -> N
     assert family.alive == []
 
 
-def test_killing_the_supervisor_leaves_no_process(run: Run, family: Family, tmp_path: Path) -> None:
+def test_killing_the_supervisor_leaves_no_process(run: Run, family: Family) -> None:
     process = run(
         {"name": "plain", "code": family.code(SLEEP)},
-        {"name": "parent", "code": family.parent()},
+        {"name": "parent", "code": family.parent(start="ending_with_us")},
     )
     wait_up(process)
     until(lambda: len(family.born) == 3, "all processes have started")
-    time.sleep(2.5)  # the guardian looks every two seconds
     process.kill()
     until(lambda: not family.alive, "all processes have ended")
-    until(lambda: not (tmp_path / "run").exists(), "the folder with the sockets is removed")
 
 
 def test_what_ends_is_started_again_without_its_orphans(run: Run, family: Family) -> None:
@@ -155,7 +156,7 @@ def test_what_cannot_be_kept_running_ends_all_and_shows_its_log(
     before = psutil.Process().children()
     other = Service("other", [sys.executable, "-c", "import time; " + SLEEP])
     broken = Service("data", [sys.executable, "-c", "exit('disk is full')"])
-    with Supervisor(tmp_path / "logs", tmp_path / "run") as all_:
+    with Supervisor(tmp_path / "logs") as all_:
         all_.start(other, broken)
         with pytest.raises(StackError, match="data exited with code 1\n\ndisk is full"):
             all_.supervise()

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from services.cli.machine import stack
-from services.cli.machine.datadir import DataDir
+from services.cli.machine.datadir import DataDir, run_dir
 from services.cli.machine.ports import listen, port_of
 from tests.support.access import bearer
 from tests.support.waiting import PATIENCE_SECONDS, until
@@ -70,6 +70,18 @@ def test_it_starts_once_serves_and_stops_without_a_trace(
     assert platform.wait(timeout=PATIENCE_SECONDS) == 0
     assert psutil.wait_procs(family, timeout=0)[1] == []
     assert data.running_url() is None
+
+
+def test_killing_it_leaves_no_process(platform: psutil.Process, data: DataDir) -> None:
+    family = platform.children(recursive=True)
+    assert {"postgres", "valkey-server"} <= {process.name() for process in family}
+    sockets = data.last_run.readlink()
+    platform.kill()
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE_SECONDS)
+    assert not alive, f"{[process.cmdline() for process in alive]} outlived their supervisor"
+    with DataDir(data.root).locked(), run_dir(data.last_run) as folder:
+        assert not sockets.exists(), "the next start removes what the last one left"
+        assert data.last_run.readlink() == folder
 
 
 def test_data_servers_that_are_killed_start_again(platform: psutil.Process, data: DataDir) -> None:
