@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from shared.db.engine import transaction
 from shared.db.tables import Completion, Job, JobKind, Json, JudgeAnswer, Model, Pair, Shard
-from shared.jobs.sharding import slices
+from shared.jobs.job import slices
 from shared.jobs.shards import Claim
 from shared.registry.models import training_folder
 from shared.registry.retention import unneeded, unpaired
