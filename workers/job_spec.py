@@ -15,7 +15,7 @@ NEEDS = {
     JobKind.register: Needs.nothing,
     JobKind.prune: Needs.nothing,
 }
-"""What a stage holds while it runs; a judge's needs are those of its specification."""
+"""Resources that a stage holds while it runs; a judge's specification names its own."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 OUT_OF_MEMORY = 72
 DISK_FULL = 73
 """Exit statuses of a process that ended so: a full disk takes no error file."""
-TORCHS = "OutOfMemoryError"
+TORCH_ERROR = "OutOfMemoryError"
 WORDS = ("can't allocate memory", "not enough memory")
-"""How torch says on a CPU that there is no memory left."""
+"""Torch's words on a CPU for a lack of memory."""
 NO_SPACE = ("No space left on device", "os error 28", "iostream error", "unexpected pos ")
-"""How libc, safetensors and, the last two, `torch.save` say that a disk is full."""
+"""Words for a full disk of libc, safetensors and, the last two, `torch.save`."""
 VMSTAT = Path("/proc/vmstat")
 
 
@@ -27,7 +27,7 @@ def exit_status(error: BaseException) -> int | None:
         if (
             isinstance(cause, MemoryError)
             or no_memory
-            or type(cause).__name__ == TORCHS  # few stages import torch
+            or type(cause).__name__ == TORCH_ERROR  # few stages import torch
             or any(words in text for words in WORDS)
         ):
             return OUT_OF_MEMORY
@@ -41,8 +41,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def tells_of_no_memory(log: str) -> bool:
-    """Whether a process that wrote this ended for want of memory."""
-    return any(words in log for words in (TORCHS, *WORDS))
+    """Tell by its log that a process ran out of memory."""
+    return any(words in log for words in (TORCH_ERROR, *WORDS))
 
 
 def disk_full_message(folder: Path) -> str:
@@ -52,7 +52,7 @@ def disk_full_message(folder: Path) -> str:
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed for memory since it started; 0 where unknown."""
+    """Number of processes that the kernel has killed for memory since it started; 0 if unknown."""
     try:
         fields = dict(line.split() for line in VMSTAT.read_text().splitlines())
     except OSError:

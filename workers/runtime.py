@@ -23,7 +23,7 @@ from shared.jobs.shards import has_work
 from shared.schemas.judges import Needs
 from shared.settings import get_settings
 from workers.engine.admin import EngineError, EngineStartError
-from workers.engine.engine import Engine
+from workers.engine.engine import ManagedEngine
 from workers.engine.watch import engine_watched
 from workers.job_spec import JobSpec, load
 from workers.leases import new_worker_name
@@ -37,7 +37,7 @@ class Runtime:
     """The engine, the device's lock and the running jobs of one worker process."""
 
     def __init__(self) -> None:
-        self._engine = Engine.for_worker()
+        self._engine = ManagedEngine.for_worker()
         self._device = threading.Lock()
         self._running: set[uuid.UUID] = set()
         self._guard = threading.Lock()
@@ -167,8 +167,8 @@ class Runtime:
         return {"code": "stage_died", "message": message, "param": None}
 
     def _may_try_smaller(self, job_id: uuid.UUID) -> bool:
-        """Whether the engine has run out of memory for the first time with this job. It then starts
-        again with a smaller batch, and the shards are charged no attempt."""
+        """Tell whether the engine ran out of memory with this job for the first time. It then
+        starts again with a smaller batch, and the shards are charged no attempt."""
         if job_id in self._tried_smaller or not self._engine.ran_out_of_memory():
             return False
         self._tried_smaller.add(job_id)
@@ -183,7 +183,7 @@ class Runtime:
 
 
 def _has_work(job_id: uuid.UUID) -> bool:
-    """Whether a shard can be claimed now; a stage is not started only to wait for one."""
+    """Tell whether a shard can be claimed now; a stage is not started only to wait for one."""
     settings = get_settings()
     with transaction() as session:
         return has_work(

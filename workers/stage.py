@@ -1,4 +1,4 @@
-"""What every stage's command line has in common."""
+"""The command line and the exit statuses that all stages share."""
 
 import argparse
 import logging

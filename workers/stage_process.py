@@ -82,8 +82,8 @@ class StageWatch:
         self._silent_since: float | None = None
 
     def unwanted(self) -> bool:
-        """Whether its job has ended, or it hangs: it holds shards and has not renewed them for two
-        heartbeats beyond their lease. A database that was away lets leases run out, too."""
+        """Tell that the job has ended, or that the stage hangs: it has not renewed its shards for
+        two heartbeats beyond their leases. A database that was away lets leases run out, too."""
         try:
             if has_ended(self._job_id):
                 return True

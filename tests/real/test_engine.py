@@ -15,13 +15,13 @@ from shared.settings import get_settings
 from tests.support import tiny_model
 from tests.support.waiting import until
 from workers.engine.admin import EngineAdmin, EngineStartError
-from workers.engine.engine import Engine
+from workers.engine.engine import ManagedEngine
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(400)]
 
 
 @contextmanager
-def real_engine(folder: Path, engine_args: str, **env: str) -> Iterator[Engine]:
+def real_engine(folder: Path, engine_args: str, **env: str) -> Iterator[ManagedEngine]:
     with pytest.MonkeyPatch.context() as patch, reserve() as port:
         patch.setenv("FORETHOUGHT_LOG_DIR", str(folder))
         patch.setenv("FORETHOUGHT_MAX_MODEL_LEN", "512")
@@ -29,7 +29,7 @@ def real_engine(folder: Path, engine_args: str, **env: str) -> Iterator[Engine]:
         for name, value in env.items():
             patch.setenv(name, value)
         get_settings.cache_clear()
-        engine = Engine(port_of(port), "engine")
+        engine = ManagedEngine(port_of(port), "engine")
         try:
             yield engine
         finally:
@@ -38,7 +38,7 @@ def real_engine(folder: Path, engine_args: str, **env: str) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def engine(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ManagedEngine]:
     """Serves the bundled model to one request at a time."""
     folder = tmp_path_factory.mktemp("engine")
     # A machine need not have a compiler, nor any other tool but what vLLM asks for its cores.
@@ -59,7 +59,7 @@ def test_an_engine_that_does_not_start_shows_its_last_lines(bundled: Path, tmp_p
         engine.ensure(tiny_model.weights(bundled))
 
 
-def test_weights_are_swapped_in_place(engine: Engine, bundled: Path, tmp_path: Path) -> None:
+def test_weights_are_swapped_in_place(engine: ManagedEngine, bundled: Path, tmp_path: Path) -> None:
     other = tiny_model.changed(bundled, tmp_path / "other")
     for folder in (bundled, other, bundled):
         engine.ensure(tiny_model.weights(folder))
@@ -70,7 +70,7 @@ def test_weights_are_swapped_in_place(engine: Engine, bundled: Path, tmp_path: P
 
 
 def test_what_waits_behind_a_swap_does_not_go_on_with_other_weights(
-    engine: Engine, bundled: Path, tmp_path: Path
+    engine: ManagedEngine, bundled: Path, tmp_path: Path
 ) -> None:
     other = tiny_model.changed(bundled, tmp_path / "other")
     body = {"prompt": "Once", "max_tokens": 60, "ignore_eos": True, "temperature": 0}

@@ -22,7 +22,7 @@ from tests.support import factories, tiny_model
 from tests.support.waiting import until
 from workers.engine import process as engine_process
 from workers.engine import watch
-from workers.engine.engine import Engine
+from workers.engine.engine import ManagedEngine
 from workers.models.weights import weights_sha256
 from workers.runtime import Runtime
 
@@ -51,7 +51,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Runtime
     """With an engine of its own."""
     with reserve() as port:
         monkeypatch.setattr(engine_process, "command", slow)
-        monkeypatch.setattr(Engine.check, "__defaults__", (2.0,))
+        monkeypatch.setattr(ManagedEngine.check, "__defaults__", (2.0,))
         monkeypatch.setenv("FORETHOUGHT_LOG_DIR", str(tmp_path))
         monkeypatch.setenv("FORETHOUGHT_WORKER_ENGINE_PORT", str(port_of(port)))
         get_settings.cache_clear()

@@ -236,14 +236,14 @@ def _hook_leases(leases: ModuleType) -> None:
 
 
 def _hook_swaps(engine: ModuleType) -> None:
-    swap = engine.Engine._swap
+    swap = engine.ManagedEngine._swap
 
     def wrapped(self: Any, model: Any) -> None:
         passing("before swap")
         swap(self, model)
         passing("after swap")
 
-    engine.Engine._swap = wrapped
+    engine.ManagedEngine._swap = wrapped
 
 
 HOOKS: dict[str, Callable[[ModuleType], None]] = {

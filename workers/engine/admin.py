@@ -9,7 +9,7 @@ from shared.errors import OurError
 
 CALL_SECONDS = 20.0
 PAUSE_SECONDS = 120.0
-"""How long a swap waits for requests under way before it ends them."""
+"""Seconds for which a swap waits for requests under way before it ends them."""
 SWAP_SECONDS = 600.0
 METRICS_SECONDS = 5.0
 TOKENS = ("vllm:prompt_tokens_total{", "vllm:generation_tokens_total{")
@@ -43,7 +43,7 @@ class EngineAdmin:
         self._http.close()
 
     def healthy(self) -> bool:
-        """Whether the server answers at all; not whether it works, see `canary`."""
+        """Tell whether the server answers at all; `canary` tells whether it works."""
         try:
             return self._http.get("/health").is_success
         except httpx2.TransportError:
@@ -73,7 +73,7 @@ class EngineAdmin:
         return tokens
 
     def idle(self) -> bool:
-        """Whether no request runs or waits, by the engine's own gauges."""
+        """Tell by the engine's own gauges that no request runs or waits."""
         return not any(self._gauges(REQUESTS))
 
     def tokens_done(self) -> float:

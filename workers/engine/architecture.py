@@ -1,4 +1,4 @@
-"""What two model folders must have in common for a running engine to go from one to the other."""
+"""Properties that two model folders share if a running engine can swap one for the other."""
 
 import json
 from pathlib import Path

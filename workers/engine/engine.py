@@ -28,7 +28,7 @@ LOOPBACK = "127.0.0.1"
 EVERYWHERE = ("0.0.0.0", "::")
 
 
-class Engine:
+class ManagedEngine:
     """Owns a server process, or uses one at an address it does not own. Thread-safe."""
 
     def __init__(self, port: int, log_name: str, url: str = "", host: str = LOOPBACK) -> None:
@@ -45,26 +45,26 @@ class Engine:
         self._max_num_seqs = get_settings().max_num_seqs
         self._was_short_of_memory = False
         self.starts = 0
-        """How often a server was started; a swap leaves it as it is."""
+        """Number of servers started; a swap starts none."""
 
     @classmethod
-    def for_worker(cls) -> "Engine":
+    def for_worker(cls) -> "ManagedEngine":
         s = get_settings()
         return cls(s.worker_engine_port, "engine-worker", s.worker_engine_url)
 
     @classmethod
-    def for_inference(cls) -> "Engine":
+    def for_inference(cls) -> "ManagedEngine":
         s = get_settings()
         port, host = s.inference_engine_port, s.inference_engine_host
         return cls(port, "engine-inference", s.inference_engine_url, host)
 
     @property
     def serving(self) -> ModelWeights | None:
-        """What it serves, verified; None while that is not known."""
+        """The verified weights that it serves; None while these are not known."""
         return self._serving
 
     def alive(self) -> bool:
-        """Whether a server runs; `check` tells whether it also works."""
+        """Tell whether a server runs; `check` tells whether it also works."""
         if not self._owned:
             return self._serving is not None
         process = self._process
@@ -85,7 +85,7 @@ class Engine:
         return self._admin.tokens_done()
 
     def idle(self) -> bool:
-        """Whether no request is under way or waiting."""
+        """Tell that no request runs or waits."""
         return self._admin.idle()
 
     def ensure(self, model: ModelWeights) -> None:
@@ -112,12 +112,12 @@ class Engine:
                 self._serving, self._architecture = model, architecture(model.path)
 
     def ran_out_of_memory(self) -> bool:
-        """Whether its server died so. The next one will decode half as many sequences at once."""
+        """Tell whether its server died of that; the next one decodes half as many at once."""
         process = self._process
         return self._was_short_of_memory or (process is not None and process.ran_out_of_memory())
 
     def last_lines(self) -> str:
-        """Of its server's log; empty where the server is not ours."""
+        """The last lines of its server's log; empty if the server is not ours."""
         return self._process.last_lines() if self._process is not None else ""
 
     @contextmanager

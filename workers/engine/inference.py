@@ -25,7 +25,7 @@ from shared.registry import models as model_store
 from shared.settings import get_settings
 from workers.engine import metrics as engine_metrics
 from workers.engine.admin import EngineError, EngineStartError, SwapError
-from workers.engine.engine import Engine
+from workers.engine.engine import ManagedEngine
 from workers.models.weights import ModelWeights
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ MAX_RETRY_SECONDS = 120.0
 
 
 class Inference:
-    def __init__(self, engine: Engine, stop: threading.Event) -> None:
+    def __init__(self, engine: ManagedEngine, stop: threading.Event) -> None:
         self._engine = engine
         self._url = get_settings().inference_advertised_url or engine.url
         self._stop = stop
@@ -144,7 +144,7 @@ class Inference:
 
 
 def promoted() -> ModelWeights | None:
-    """What is to be served: the model promoted last."""
+    """The weights to serve: those of the model promoted last."""
     with transaction() as session:
         model = model_store.last_promoted(session)
         return None if model is None else ModelWeights.of(model)
@@ -156,7 +156,7 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    engine = Engine.for_inference()
+    engine = ManagedEngine.for_inference()
     inference = Inference(engine, stop)
     worker = threading.Thread(target=_work, args=(inference, stop), daemon=True)
     worker.start()

@@ -1,4 +1,4 @@
-"""What the process that owns an engine tells Prometheus of it, on a port of its own."""
+"""Prometheus metrics of the process that owns an engine, on a port of its own."""
 
 import time
 from collections.abc import Iterator

@@ -19,13 +19,13 @@ from shared.settings import Settings
 from workers.resource_errors import oom_kills, tells_of_no_memory
 
 MODEL_NAME = "forethought"
-"""What requests call whichever model it serves."""
+"""Name by which requests address the model, whichever it is."""
 STOP_SECONDS = 10.0
 TAIL_LINES = 20
 MIN_BATCHED_TOKENS = 4096
 MAX_SMALL_CORES = 4
 BFLOAT16_FLAGS = {"amx_bf16", "bf16"}
-"""Of CPUs that multiply matrices in bfloat16: AMX, Arm."""
+"""Flags of CPUs that multiply matrices in bfloat16: AMX, Arm."""
 
 
 class ServerProcess:
@@ -85,7 +85,7 @@ class ServerProcess:
         return "\n".join(self._log().splitlines()[-TAIL_LINES:])
 
     def ran_out_of_memory(self) -> bool:
-        """Whether it, or a process that it started, ended for want of memory."""
+        """Tell whether the server, or a process that it started, ran out of memory."""
         if tells_of_no_memory(self._log()):
             return True
         # The kernel counts for the whole machine: a server that runs was not meant.
@@ -108,7 +108,7 @@ def command(settings: Settings, model: Path, host: str, port: int) -> list[str]:
 
 
 def engine_flags(settings: Settings, model: Path) -> list[str]:
-    """How vLLM's engine is to run, whatever it is served by."""
+    """Arguments for vLLM's engine, whichever program serves it."""
     longest = max_model_len(settings, model)
     return [
         *("--model", str(model)),
@@ -172,7 +172,7 @@ def log_file(settings: Settings, name: str) -> Path:
 
 @cache
 def has_gpu() -> bool:
-    """Whether engines run on a GPU: there is one, and the vLLM installed is not the CPU's."""
+    """Tell whether engines run on a GPU: there is one, and vLLM is not the CPU package."""
     if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()):
         return False
     with suppress(importlib.metadata.PackageNotFoundError):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from workers.engine.admin import EngineError
-from workers.engine.engine import Engine
+from workers.engine.engine import ManagedEngine
 
 log = logging.getLogger(__name__)
 POLL_INTERVAL_S = 30.0
@@ -17,7 +17,7 @@ MAX_FAILURES = 2
 
 
 @contextmanager
-def engine_watched(engine: Engine) -> Iterator[threading.Event]:
+def engine_watched(engine: ManagedEngine) -> Iterator[threading.Event]:
     """Yields an event that is set once the engine hangs. A thread asks the engine: its answer may
     take long, and a cancelled stage must be ended at once."""
     hung, over = threading.Event(), threading.Event()
@@ -29,7 +29,7 @@ def engine_watched(engine: Engine) -> Iterator[threading.Event]:
         over.set()
 
 
-def _watch(engine: Engine, hung: threading.Event, over: threading.Event) -> None:
+def _watch(engine: ManagedEngine, hung: threading.Event, over: threading.Event) -> None:
     seen, failures = -1.0, 0
     while failures < MAX_FAILURES:
         if over.wait(POLL_INTERVAL_S):

@@ -1,4 +1,4 @@
-"""What a judge is: it scores responses, and sees no thought and no thought prompt."""
+"""The interface of a judge, which scores responses and sees no thought and no thought prompt."""
 
 import math
 import uuid
@@ -26,12 +26,12 @@ class Score:
     value: float | None
     details: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
-    """What adds up over a job, such as calls, ties and tokens."""
+    """Numbers that are summed over a job, such as calls, ties and tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeContext:
-    """Where a judge works: for which job, and with which engine if its spec needs one."""
+    """The job that a judge works for, and the engine, if its specification needs one."""
 
     job_id: uuid.UUID
     engine_url: str = ""
@@ -42,9 +42,9 @@ class Judge(ABC):
     """Kind and version, e.g. `verifier/1`: stored with every score, raised with every change
     that can change a score."""
     model: str = ""
-    """What it judges with, where that is a model."""
+    """The model that the judge asks, if any."""
     shards_at_once: int = 1
-    """More than one where a shard's end would leave idle what it asks."""
+    """More than one keeps the judge's model busy at the end of a shard."""
 
     @abstractmethod
     def score(self, items: Sequence[JudgeItem]) -> list[Score]:
@@ -54,7 +54,7 @@ class Judge(ABC):
         """
 
     def applies(self, _: JudgeItem) -> bool:
-        """Whether it has anything to say on an item; a mixture goes on without it elsewhere."""
+        """Tell whether the judge can score an item; a mixture leaves it out for others."""
         return True
 
     def win_shares(
@@ -78,7 +78,7 @@ class Judge(ABC):
         return shares
 
     def versions(self) -> dict[str, str]:
-        """Of what it judges with, for lineage."""
+        """Versions of the judge and of its model, kept as lineage."""
         return {"judge": self.name} | ({"judge_model": self.model} if self.model else {})
 
 
@@ -91,10 +91,10 @@ def _share(score: Score, others: Sequence[float | None]) -> Score:
 
 
 def finite(value: float) -> Score:
-    """A score that can be reckoned with, or none: Postgres and means take NaN without a word."""
+    """Drop NaN and infinity: Postgres stores them, and every mean would silently become NaN."""
     return Score(value) if math.isfinite(value) else Score(None, {"reason": "not_finite"})
 
 
 def by_instruction(items: Sequence[JudgeItem]) -> list[list[JudgeItem]]:
-    """Neighbours that answer one instruction."""
+    """Group neighbouring items that answer the same instruction."""
     return [list(group) for _, group in groupby(items, key=lambda item: item.instruction)]

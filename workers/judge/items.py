@@ -1,4 +1,4 @@
-"""What a shard of a judge job scores, from its payload and the completions that it follows."""
+"""Loads the responses that a shard of a judge job scores."""
 
 import uuid
 from collections import defaultdict
@@ -56,10 +56,12 @@ def _theirs(
         Completion.prompt_index.in_(prompts),
         Completion.response_start.is_not(None),
     )
-    found: dict[int, list[JudgeItem]] = defaultdict(list)
+    responses: dict[int, list[JudgeItem]] = defaultdict(list)
     for completion in session.scalars(query.order_by(Completion.id)):
-        found[completion.prompt_index].append(_item(prompts[completion.prompt_index], completion))
-    return found
+        responses[completion.prompt_index].append(
+            _item(prompts[completion.prompt_index], completion)
+        )
+    return responses
 
 
 def _item(prompt: ShardPrompt, completion: Completion) -> JudgeItem:

@@ -9,7 +9,7 @@ from shared.thinking.scores import normalized
 from workers.judge.base import Judge, Score, by_instruction
 
 Column = list[Score | None]
-"""One judge's scores of all items; None where it has no say."""
+"""The scores of one judge for all items; None where it does not apply."""
 
 
 class Mixture(Judge):
@@ -50,16 +50,16 @@ class Mixture(Judge):
         return [self._mean(row) for row in zip(*columns, strict=True)]
 
     def _mean(self, row: Sequence[Score | None]) -> Score:
-        said = [(s, w) for s, w in zip(row, self._weights, strict=True) if s is not None]
+        scored = [(s, w) for s, w in zip(row, self._weights, strict=True) if s is not None]
         counts: Counter[str] = Counter()
-        for score, _ in said:
+        for score, _ in scored:
             counts.update(score.counts)
         details = {"parts": [s and {"score": s.value} | s.details for s in row]}
-        values = [(score.value, weight) for score, weight in said if score.value is not None]
-        if not values or len(values) < len(said):
+        values = [(score.value, weight) for score, weight in scored if score.value is not None]
+        if not values or len(values) < len(scored):
             # One that fails here must not be judged by the others alone: beside responses that all
             # judges scored, its score would mean something else.
-            failed = [s for s, _ in said if s.value is None]
+            failed = [s for s, _ in scored if s.value is None]
             reason = failed[0].details.get("reason", "unjudged") if failed else "no_judge_applies"
             return Score(None, {"reason": reason} | details, dict(counts))
         total = sum(value * weight for value, weight in values)

@@ -1,4 +1,4 @@
-"""Which folders are refused as models by their files alone, before any library reads them.
+"""Refuses model folders by their files alone, before any library reads them.
 
 A folder or a Hub repository may be anybody's. Weights come from safetensors only, for unpickling
 runs what a file says; no code of a model runs unasked; and no link leads out of the folder, where
@@ -60,7 +60,7 @@ def _check_file(path: Path, folder: Path) -> None:
 
 
 def _home(folder: Path) -> Path:
-    """Where its links may lead. In the Hub's cache a snapshot is links to its model's blobs."""
+    """The folder that its links may lead to. In the Hub's cache a snapshot is links to blobs."""
     real = folder.resolve()
     return real.parent.parent if real.parent.name == "snapshots" else real
 

@@ -37,7 +37,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "generation_config.json",
 )
-"""What a checkpoint takes over from its base unchanged."""
+"""Files that a checkpoint takes over from its base unchanged."""
 CHANNEL = "<|channel|>"
 
 
@@ -90,13 +90,13 @@ def check_folder(folder: Path) -> None:
 
 
 def native_format(folder: Path) -> ThoughtFormat | None:
-    """How a model thinks by itself, which its chat template tells; None where it does not."""
+    """The thought format of a model that thinks by itself, read from its chat template."""
     template = _tokenizer(folder).chat_template
     return THINK if NATIVE.end in str(template) else None
 
 
 def opens_thought(folder: Path) -> bool:
-    """Whether the template begins the model's turn inside a thought."""
+    """Tell whether the chat template begins the model's turn inside a thought."""
     question = [{"role": "user", "content": "?"}]
     turn = _tokenizer(folder).apply_chat_template(
         question, tokenize=False, add_generation_prompt=True

@@ -1,4 +1,4 @@
-"""Stage: a pruned iteration -> what others need of it. Deletes the rest for good.
+"""Stage: deletes for good what nothing else needs of a pruned iteration.
 
 `python -m workers.models.prune --job ID`. It may be killed at any point and run again: first the
 database forgets a checkpoint, then whatever lies in a training's folder that no row names is
@@ -27,9 +27,9 @@ from workers.stage import arguments, start
 from workers.train.files import CONFIG, LOG, METRICS, RESULT
 
 SHARDS = 32
-"""Whose completions one transaction deletes."""
+"""Number of shards whose completions one transaction deletes."""
 RECORD = (CONFIG, METRICS, RESULT, LOG)
-"""How a training went; kept beside a checkpoint that stays."""
+"""Files that tell how a training went; kept beside a checkpoint that stays."""
 
 
 def main(job: JobSpec, worker: str) -> None:
@@ -110,8 +110,8 @@ def _count(session: Session, statement: Update | Delete) -> int:
 
 
 def _paths(session: Session, job_id: uuid.UUID) -> set[Path]:
-    """Of a training's checkpoints, below its folder: rows hold the address where the store was
-    mounted when they were written."""
+    """Paths of a training's checkpoints below its folder: rows hold the address where the store
+    was mounted when they were written."""
     paths = session.scalars(
         select(Model.path).where(Model.job_id == job_id, Model.path.is_not(None))
     )

@@ -171,7 +171,7 @@ def _fetching(source: str) -> Iterator[None]:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether the Hub did not answer, rather than refused or was not to be asked."""
+    """Tell a Hub that did not answer from one that refused, or may not be asked at all."""
     if constants.HF_HUB_OFFLINE:
         return False
     if isinstance(error, HfHubHTTPError):
@@ -194,7 +194,7 @@ def _check(folder: Path) -> None:
 
 
 def _is_probed(folder: Path) -> bool:
-    """Whether its probe is of its weights: they may be others, put into a copy of a checkpoint."""
+    """Tell whether the probe belongs to the weights; they may have been exchanged since."""
     known = folder / WEIGHTS_SHA256
     if not (folder / PROBE_FILE).exists() or not known.exists():
         return False

@@ -111,7 +111,7 @@ class DataDir:
         new.replace(self._state)
 
     def running_url(self) -> str | None:
-        """Where the platform of this folder listens; None when it does not run, or not yet."""
+        """The address of the platform on this folder; None while it does not run."""
         if not self._is_locked():
             return None  # a stack.json without the lock is what a crash left behind
         try:

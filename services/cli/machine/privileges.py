@@ -18,7 +18,7 @@ NAMESPACE = ("unshare", "--user", "--map-user=1000", "--map-group=1000", "--")
 
 @dataclass(frozen=True)
 class Identity:
-    """How to start a process that must not be root: a prefix of its command, or another uid."""
+    """Starts a process that must not be root: by a prefix of its command, or as another uid."""
 
     prefix: tuple[str, ...] = ()
     uid: int | None = None
@@ -42,7 +42,7 @@ def has_user_namespaces() -> bool:
 
 
 def server_identity(binary: Path, *folders: Path) -> Identity:
-    """Who a server may run as so that it can execute `binary` and write in `folders`.
+    """Find an identity under which a server can execute `binary` and write in `folders`.
 
     Raises:
         StackError: we are root and there is no way that leaves the machine as it is.

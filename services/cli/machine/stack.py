@@ -1,4 +1,4 @@
-"""What the platform consists of on one machine, and the environment its processes get."""
+"""The parts of the platform on one machine, and the environment of its processes."""
 
 import os
 import secrets
@@ -22,7 +22,7 @@ from shared.auth.keys import EVERY_SCOPE
 DEFAULT_PORT = 8000
 JOB_SERVICES = ("generate", "judge", "train")
 GPU_SHARES = {"worker": 0.6, "inference": 0.3}
-"""Of a GPU's memory, which both engines use here; a training has the worker's, asleep meanwhile."""
+"""Share of the GPU's memory for each engine; a training uses the worker's, which sleeps then."""
 Say = Callable[[str], None]
 
 
@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 class Options:
     data: DataDir
     port: int | None = None
-    """Of the public API; None: the default one, or another when that is taken."""
+    """The public API's port; None takes the default one, or any free one if that is taken."""
     host: str = LOOPBACK
 
 
@@ -41,7 +41,7 @@ class Stack:
     supervisor: Supervisor
     url: str
     env: Mapping[str, str]
-    """What its processes were started with, addresses included."""
+    """The environment of its processes, addresses included."""
     key: str
     """An API key with every scope, as it is kept in the data folder."""
 
@@ -142,7 +142,7 @@ def _environment(
 
 
 def url_of(sock: socket.socket) -> str:
-    """How a process on this machine reaches the socket's server."""
+    """The address under which processes on this machine reach the socket's server."""
     host = sock.getsockname()[0]
     everywhere = host in ("0.0.0.0", "::")
     shown = LOOPBACK if everywhere else f"[{host}]" if ":" in host else host
@@ -193,7 +193,7 @@ def _background(env: Mapping[str, str]) -> list[Service]:
 
 
 def _with_engine(name: str, command: list[str], env: Mapping[str, str]) -> Service:
-    """What the caller says of engines comes last, and rules; on a CPU a share says nothing."""
+    """A service with an engine. The caller's engine arguments come last, and so win."""
     args = f"--gpu-memory-utilization {GPU_SHARES[name]} {env.get('FORETHOUGHT_ENGINE_ARGS', '')}"
     own = {"FORETHOUGHT_ENGINE_ARGS": args.strip()}
     return Service(name, command, env={**env, **own}, stop_timeout_s=15.0)

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from tests.support import tiny_model
 from tests.support.scripted_engine import ScriptedEngine, running
 from workers.engine.admin import EngineTimeout, SwapError
-from workers.engine.engine import Engine
+from workers.engine.engine import ManagedEngine
 from workers.models.folder import write_probe
 
 
@@ -43,14 +43,14 @@ class TestSwap:
         return ScriptedEngine(one, lambda *_: "x")
 
     @pytest.fixture
-    def engine(self, server: ScriptedEngine) -> Iterator[Engine]:
+    def engine(self, server: ScriptedEngine) -> Iterator[ManagedEngine]:
         with running(server) as url:
-            engine = Engine(0, "engine", url)
+            engine = ManagedEngine(0, "engine", url)
             yield engine
             engine.close()
 
     def test_it_serves_what_it_was_given(
-        self, engine: Engine, server: ScriptedEngine, one: Path, other: Path
+        self, engine: ManagedEngine, server: ScriptedEngine, one: Path, other: Path
     ) -> None:
         for folder in (one, other, one):
             engine.ensure(tiny_model.weights(folder))
@@ -58,7 +58,7 @@ class TestSwap:
             assert engine.serving == tiny_model.weights(folder)
 
     def test_swaps_are_counted_by_their_outcome(
-        self, engine: Engine, server: ScriptedEngine, one: Path, other: Path
+        self, engine: ManagedEngine, server: ScriptedEngine, one: Path, other: Path
     ) -> None:
         before = figures()
         engine.ensure(tiny_model.weights(one))
@@ -68,7 +68,7 @@ class TestSwap:
         assert [now - then for now, then in zip(figures(), before, strict=True)] == [1, 1, 1]
 
     def test_equal_weights_are_not_swapped(
-        self, engine: Engine, server: ScriptedEngine, one: Path, tmp_path: Path
+        self, engine: ManagedEngine, server: ScriptedEngine, one: Path, tmp_path: Path
     ) -> None:
         engine.ensure(tiny_model.weights(one))
         shutil.copytree(one, tmp_path / "copy")
@@ -76,7 +76,7 @@ class TestSwap:
         assert server.weights == one
 
     def test_a_swap_that_did_nothing_is_found_out(
-        self, engine: Engine, server: ScriptedEngine, one: Path, other: Path
+        self, engine: ManagedEngine, server: ScriptedEngine, one: Path, other: Path
     ) -> None:
         engine.ensure(tiny_model.weights(one))
         server.broken_swap = True
@@ -85,7 +85,7 @@ class TestSwap:
         assert engine.serving is None
 
     def test_weights_unlike_the_trainers_are_found_out(
-        self, engine: Engine, server: ScriptedEngine, one: Path, other: Path
+        self, engine: ManagedEngine, server: ScriptedEngine, one: Path, other: Path
     ) -> None:
         engine.ensure(tiny_model.weights(one))
         probe = json.loads((other / "probe.json").read_text())
@@ -95,7 +95,7 @@ class TestSwap:
             engine.ensure(tiny_model.weights(other))
 
     def test_an_engine_that_answers_nothing_is_hung_unless_others_get_tokens(
-        self, engine: Engine, server: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+        self, engine: ManagedEngine, server: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         server.hangs = True
         with pytest.raises(EngineTimeout):

@@ -19,7 +19,7 @@ from tests.support.engine_scripts import Play
 from tests.support.scripted_engine import ScriptedEngine, running
 from workers.engine import process as engine_process
 from workers.engine.admin import EngineError, EngineStartError
-from workers.engine.engine import Engine
+from workers.engine.engine import ManagedEngine
 from workers.models.folder import write_probe
 from workers.models.weights import ModelWeights, weights_sha256
 from workers.runtime import Runtime
@@ -44,7 +44,7 @@ def test_the_next_server_decodes_half_as_many_at_once(
         return [sys.executable, "-c", DIES]
 
     monkeypatch.setattr(engine_process, "command", command)
-    engine = Engine(1, "dies-of-memory")
+    engine = ManagedEngine(1, "dies-of-memory")
     for _ in range(3):
         with pytest.raises(EngineStartError, match="out of memory"):
             engine.ensure(ModelWeights("tiny", tiny, "0" * 64))
@@ -58,7 +58,7 @@ def test_an_engine_that_was_killed_while_it_started_may_start_the_next_time(
 ) -> None:
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
     monkeypatch.setattr(engine_process, "command", lambda *_: killed)
-    engine = Engine(1, "was-killed")
+    engine = ManagedEngine(1, "was-killed")
     with pytest.raises(EngineError, match="exited with -9") as e:
         engine.ensure(ModelWeights("tiny", tiny, "0" * 64))
     assert not isinstance(e.value, EngineStartError)
@@ -94,7 +94,7 @@ def test_a_shard_pays_for_it_with_an_attempt_only_the_second_time(
     with running(ScriptedEngine(tiny, refuses_the_prompt)) as url:
         monkeypatch.setenv("FORETHOUGHT_WORKER_ENGINE_URL", url)
         get_settings.cache_clear()
-        monkeypatch.setattr(Engine, "ran_out_of_memory", lambda _: True)
+        monkeypatch.setattr(ManagedEngine, "ran_out_of_memory", lambda _: True)
         runtime = Runtime()
         job_id = submit(tiny)
         runtime.run(job_id)

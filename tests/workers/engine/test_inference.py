@@ -23,7 +23,7 @@ from tests.support.waiting import until
 from workers.engine import inference
 from workers.engine import process as engine_process
 from workers.engine.admin import EngineTimeout
-from workers.engine.engine import Engine
+from workers.engine.engine import ManagedEngine
 from workers.engine.inference import Inference
 from workers.models.weights import weights_sha256
 
@@ -40,7 +40,7 @@ def scripted(_: Settings, model: Path, host: str, port: int) -> Sequence[str]:
 class Watched:
     """An engine that serves what is promoted, under supervision."""
 
-    engine: Engine
+    engine: ManagedEngine
     folder: Path
     """Of the model that was promoted first."""
     versions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -65,7 +65,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iter
         patch.setattr(engine_process, "command", scripted)
         patch.setenv("FORETHOUGHT_LOG_DIR", str(folder))
         get_settings.cache_clear()
-        engine = Engine(port_of(port), "engine")
+        engine = ManagedEngine(port_of(port), "engine")
         watched = Watched(engine, tiny_model.write(folder / "tiny"))
         watched.promote(watched.folder)
         thread = threading.Thread(target=inference._work, args=(Inference(engine, stop), stop))

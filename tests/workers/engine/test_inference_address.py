@@ -15,7 +15,7 @@ from tests.support import factories, tiny_model
 from tests.support.scripted_engine import ScriptedEngine, running
 from workers.engine import process as engine_process
 from workers.engine.admin import EngineStartError
-from workers.engine.engine import Engine
+from workers.engine.engine import ManagedEngine
 from workers.engine.inference import Inference
 from workers.models.weights import ModelWeights, weights_sha256
 
@@ -42,7 +42,7 @@ def test_its_engine_listens_on_loopback_unless_told_otherwise(
     if host is not None:
         monkeypatch.setenv("FORETHOUGHT_INFERENCE_ENGINE_HOST", host)
     get_settings.cache_clear()
-    inference, worker = Engine.for_inference(), Engine.for_worker()
+    inference, worker = ManagedEngine.for_inference(), ManagedEngine.for_worker()
     model = tiny_model.write(tmp_path / "tiny")
     for engine in (inference, worker):
         with pytest.raises(EngineStartError):
@@ -69,7 +69,7 @@ def test_the_coordinator_is_told_the_advertised_address(
             promoted_at=sqlalchemy.func.now(),
         )
     with running(ScriptedEngine(tiny, lambda *_: "x")) as url:
-        engine = Engine(0, "engine", url)
+        engine = ManagedEngine(0, "engine", url)
         inference = Inference(engine, threading.Event())
         inference.look()
         served = read_serving().model

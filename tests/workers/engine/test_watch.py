@@ -10,7 +10,7 @@ import pytest
 
 from workers.engine import watch
 from workers.engine.admin import EngineError
-from workers.engine.engine import Engine
+from workers.engine.engine import ManagedEngine
 from workers.engine.watch import engine_watched
 
 
@@ -25,7 +25,7 @@ Check = Callable[[], None]
 def hangs(check: Check, tokens: Iterator[int]) -> bool:
     """Whether a second shows an engine of these answers and counts to hang."""
     engine = SimpleNamespace(check=lambda _: check(), tokens_done=lambda: next(tokens))
-    with engine_watched(cast(Engine, engine)) as hung:
+    with engine_watched(cast(ManagedEngine, engine)) as hung:
         return hung.wait(1.0)
 
 

@@ -1,4 +1,4 @@
-"""Whether a text states a mathematical answer, decided by math-verify in a process of its own.
+"""Checks mathematical answers by math-verify, in a process of its own.
 
 math-verify runs sympy on whatever a model writes, and `9**9**9` keeps sympy busy for ever inside
 one C call that no Python timeout ends. So a child does it, and is killed when it takes too long.
@@ -14,11 +14,12 @@ from pathlib import Path
 MAX_TEXT = 2000
 """Characters from the end of a text that are looked at; the final answer is there."""
 EASY = "7"
-"""What decides of a question without an end whether it is the reference that has none."""
+"""A text asked about with a reference on which the child died, to learn whether the reference is
+at fault."""
 
 
-class _Died(Exception):
-    """The child, of the question."""
+class _ChildDied(Exception):
+    """The question has killed the child."""
 
 
 class MathAnswers:
@@ -29,16 +30,16 @@ class MathAnswers:
         self._child: subprocess.Popen[str] | None = None
 
     def states(self, text: str, answer: str) -> bool | None:
-        """Whether the last answer that `text` states equals `answer`; False if undecidable, None
-        where `answer` is none, or is one that nothing can be compared with."""
+        """Tell whether the last answer in `text` equals `answer`. False if undecidable; None if
+        `answer` itself cannot be read or compared."""
         with self._lock:
             try:
                 return self._ask(text, answer)
-            except _Died:
+            except _ChildDied:
                 pass
             try:
                 self._ask(EASY, answer)
-            except _Died:
+            except _ChildDied:
                 return None
             return False
 
@@ -56,7 +57,7 @@ class MathAnswers:
         if not reply:
             _stop(self._child)
             self._child = None
-            raise _Died
+            raise _ChildDied
         known: bool | None = json.loads(reply)
         return known
 

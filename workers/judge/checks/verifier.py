@@ -34,7 +34,7 @@ COMMON_LANGUAGES = (
     "zh"
 )
 LANGUAGE_CHARACTERS = 5000
-"""Enough to tell a language."""
+"""Characters of a text that are enough to recognise its language."""
 
 
 class Verifier(Judge):

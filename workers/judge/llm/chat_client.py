@@ -26,9 +26,9 @@ REFUSALS = {
     "too_long": ("context_length", "context length", "too long", "string_above_max_length"),
     "filtered": ("content_filter", "content_policy", "content management policy"),
 }
-"""Words of a refusal that is about the question's content."""
+"""Words by which a refusal of the question's content is recognised."""
 TOP = 20
-"""Likeliest tokens looked at for an expected score: the most that OpenAI gives."""
+"""Number of likeliest tokens asked for with an expected score: OpenAI gives no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,15 @@ class Question:
 class Token:
     text: str
     top: dict[str, float]
-    """The likeliest in its place, with their log-probabilities in nats."""
+    """The likeliest tokens in this place, with their log-probabilities in nats."""
 
 
 @checked.dataclass(frozen=True, slots=True)
 class Answer:
     text: str | None
-    """None where there is none to read."""
+    """None where the answer has no readable text."""
     tokens: list[Token] = field(default_factory=list)
-    """Where log-probabilities were asked for."""
+    """The tokens of the text, if log-probabilities were asked for."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     lacking: str = ""
@@ -60,8 +60,8 @@ class Answer:
     `empty` came without, and `failed` never came."""
 
 
-class Asker(Protocol):
-    """Entered once for the questions of a shard."""
+class ChatClient(Protocol):
+    """Asks one chat model; entered once for the questions of a shard."""
 
     price_in: float
     price_out: float
@@ -72,18 +72,18 @@ class Asker(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
 
-AskWith = Callable[[], Asker]
+MakeChatClient = Callable[[], ChatClient]
 
 
-class Tally:
-    """Adds up what one response, or one instruction's, took."""
+class UsageCounter:
+    """Adds up the calls and tokens that judging one response, or one instruction, took."""
 
-    def __init__(self, asker: Asker) -> None:
-        self._prices = {"prompt_tokens": asker.price_in, "completion_tokens": asker.price_out}
+    def __init__(self, client: ChatClient) -> None:
+        self._prices = {"prompt_tokens": client.price_in, "completion_tokens": client.price_out}
         self._counts: Counter[str] = Counter()
 
-    def of(self, answer: Answer) -> Answer:
-        """The same answer, counted."""
+    def count(self, answer: Answer) -> Answer:
+        """Count an answer's tokens, and return it."""
         self._counts["calls"] += 1
         if answer.lacking:
             self._counts[f"unanswered_{answer.lacking}"] += 1
@@ -95,16 +95,16 @@ class Tally:
         self._counts.update(counts)
 
     def counts(self) -> dict[str, float]:
-        """With what the tokens cost, where they cost anything."""
+        """The counts, with the price of the tokens where they cost anything."""
         dollars = sum(self._counts[kind] * price for kind, price in self._prices.items()) / 1e6
         return {**self._counts, **({"dollars": dollars} if dollars else {})}
 
 
 class NoChoice(Exception):
-    """What came with status 200 holds no completion."""
+    """An answer with status 200 holds no completion."""
 
 
-class EngineAsker:
+class EngineChatClient:
     """The worker's engine. Raises `EngineFailed` when it fails."""
 
     price_in = price_out = 0.0
@@ -184,8 +184,8 @@ def _read(completion: Any) -> Answer:
 
 
 def _without_text(answer: Answer, finish_reason: str | None) -> Answer:
-    """What was cut off may have been about to say the opposite. Raises `NoChoice` for what the
-    engine gave up."""
+    """Drop the text of an answer that was cut off, for it may have been about to say the opposite.
+    Raises `NoChoice` for an answer that the engine gave up."""
     if finish_reason == "abort":
         raise NoChoice
     why = {"length": "cut", "content_filter": "filtered"}.get(finish_reason or "")
@@ -195,13 +195,13 @@ def _without_text(answer: Answer, finish_reason: str | None) -> Answer:
 
 
 def _refused_content(error: openai.APIStatusError) -> str | None:
-    """Why this one question is not answered; None where the same would happen to any other."""
+    """The reason why this one question is refused; None where any other would be refused too."""
     if error.status_code == 413:
         return "too_long"
     if error.status_code not in (400, 422):
         return None
-    said = f"{error.code} {error.message}".lower()
-    return next((why for why, words in REFUSALS.items() if any(w in said for w in words)), None)
+    message = f"{error.code} {error.message}".lower()
+    return next((why for why, words in REFUSALS.items() if any(w in message for w in words)), None)
 
 
 def field_of(error: openai.APIStatusError) -> str:

@@ -1,4 +1,4 @@
-"""Which responses of a prompt to compare, when not all K(K-1) ordered pairs. Pure and seeded.
+"""Chooses the responses of a prompt to compare, out of K(K-1) ordered pairs. Pure and seeded.
 
 The first round is a ring in random order: it joins all responses, and shows each one once first
 and once second. Each later round takes the pairs nearest in score by the verdicts so far, as those
@@ -34,7 +34,7 @@ class Comparison(NamedTuple):
     second: int
 
 
-Answers = Mapping[Comparison, Verdict]
+Verdicts = Mapping[Comparison, Verdict]
 
 
 def all_pairs(responses: int) -> list[Comparison]:
@@ -47,7 +47,7 @@ def calls(responses: int, share: float) -> int:
     return min(most, max(responses, math.floor(share * most + 1e-9)))
 
 
-def next_round(responses: int, budget: int, seed: int, answers: Answers) -> list[Comparison]:
+def next_round(responses: int, budget: int, seed: int, answers: Verdicts) -> list[Comparison]:
     """The comparisons to ask for now; none when the budget is spent.
 
     Give it every answer so far, in any order. Where a round is answered in part it returns the
@@ -69,8 +69,8 @@ def next_round(responses: int, budget: int, seed: int, answers: Answers) -> list
     return []
 
 
-def wins(responses: int, answers: Answers) -> list[list[float]]:
-    """How often each beat each other, for `elo`; ties and unreadable verdicts count for none."""
+def wins(responses: int, answers: Verdicts) -> list[list[float]]:
+    """Count how often each beat each other, for `elo`, without ties and unreadable verdicts."""
     counts = [[0.0] * responses for _ in range(responses)]
     for (first, second), verdict in answers.items():
         if verdict is Verdict.first:
@@ -80,9 +80,9 @@ def wins(responses: int, answers: Answers) -> list[list[float]]:
     return counts
 
 
-def agreement(answers: Answers) -> dict[str, int]:
-    """Of the pairs with a readable verdict in both orders, how many have the same one in both, and
-    how many another: there the judge looked at the position, or tossed a coin."""
+def agreement(answers: Verdicts) -> dict[str, int]:
+    """Count the pairs with a readable verdict in both orders by whether the two agree. Where they
+    differ, the judge looked at the position, or tossed a coin."""
     agree = differ = 0
     for (first, second), verdict in answers.items():
         other = answers.get(Comparison(second, first))
@@ -110,7 +110,7 @@ def _ring(responses: int, rng: random.Random) -> list[Comparison]:
     return [Comparison(order[i - 1], order[i]) for i in range(responses)]
 
 
-def _nearest(responses: int, size: int, answers: Answers, rng: random.Random) -> list[Comparison]:
+def _nearest(responses: int, size: int, answers: Verdicts, rng: random.Random) -> list[Comparison]:
     scores = elo(wins(responses, answers))
     lead = [0] * responses
     asked: set[Comparison] = set()

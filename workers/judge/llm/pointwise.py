@@ -9,12 +9,12 @@ from shared.schemas.judges import Pointwise
 from shared.schemas.requests import JudgeItem
 from shared.vllm.client import gather_or_cancel
 from workers.judge.base import Score
-from workers.judge.llm.chat import ChatJudge
-from workers.judge.llm.chat_client import Answer, Asker, Question, Tally, Token
+from workers.judge.llm.chat_client import Answer, ChatClient, Question, Token, UsageCounter
+from workers.judge.llm.chat_judge import ChatJudge
 from workers.judge.llm.verdicts import expected_score, parse_score, pointwise_messages
 
 EXPECTED_TOKENS = 12
-"""Of an answer without reasons."""
+"""Maximum tokens of an answer without reasons."""
 WORD = re.compile(r"\w")
 BEFORE_SCORE = re.compile(r"""score[*_]*:[\s*_"'\[]*$""", re.IGNORECASE)
 
@@ -26,13 +26,13 @@ class PointwiseJudge(ChatJudge[Pointwise]):
         """Scores in [0, 10], or [0, 9] where they are expected ones."""
 
         async def run() -> list[Score]:
-            async with self._ask_with() as asker:
-                return await gather_or_cancel(self._rate(asker, item) for item in items)
+            async with self._make_client() as client:
+                return await gather_or_cancel(self._rate(client, item) for item in items)
 
         return asyncio.run(run())
 
-    async def _rate(self, asker: Asker, item: JudgeItem) -> Score:
-        spec, tally = self._spec, Tally(asker)
+    async def _rate(self, client: ChatClient, item: JudgeItem) -> Score:
+        spec, usage = self._spec, UsageCounter(client)
         messages = pointwise_messages(
             item.instruction, item.response, rubric=spec.rubric, explain=not spec.expected
         )
@@ -45,19 +45,19 @@ class PointwiseJudge(ChatJudge[Pointwise]):
                 seed=seed,
                 logprobs=spec.expected,
             )
-            answer = tally.of(await asker.ask(question))
+            answer = usage.count(await client.ask(question))
             return _expected(answer) if spec.expected else _stated(answer)
 
-        found = [
+        scores = [
             s
             for s in await gather_or_cancel(one(seed) for seed in range(spec.samples))
             if s is not None
         ]
-        tally.add({"unreadable": spec.samples - len(found)})
-        if not found:
-            return Score(None, {"reason": "no_score"}, tally.counts())
-        details = {"scores": found} if len(found) > 1 else {}
-        return Score(sum(found) / len(found), details, tally.counts())
+        usage.add({"unreadable": spec.samples - len(scores)})
+        if not scores:
+            return Score(None, {"reason": "no_score"}, usage.counts())
+        details = {"scores": scores} if len(scores) > 1 else {}
+        return Score(sum(scores) / len(scores), details, usage.counts())
 
 
 def _stated(answer: Answer) -> float | None:
@@ -65,10 +65,10 @@ def _stated(answer: Answer) -> float | None:
 
 
 def _expected(answer: Answer) -> float | None:
-    """By the probabilities at the token that follows `Score:`, where it is one digit alone."""
-    said = ""
+    """The mean score by the probabilities at the token after `Score:`, if it is a single digit."""
+    text = ""
     for row, after in itertools.pairwise([*answer.tokens, Token("", {})]):
-        if BEFORE_SCORE.search(said) and WORD.search(row.text):
+        if BEFORE_SCORE.search(text) and WORD.search(row.text):
             return None if WORD.match(after.text) else expected_score(row.top)
-        said += row.text
+        text += row.text
     return None

@@ -25,26 +25,26 @@ from workers.leases import StageError
 
 REMOTE_SECONDS = 300.0
 PASSING = (408, 409, 429)
-"""Statuses below 500 of what may go well another time."""
+"""Statuses below 500 after which another try may succeed."""
 ATTEMPTS = 9
 FIRST_WAIT = 1.0
 """Seconds before the second attempt, doubled for each one after it: some minutes in all."""
 MAX_WAIT = 60.0
-"""Of one retry, whatever the other side asks for."""
+"""Longest wait before one retry, whatever `Retry-After` says."""
 
 
-class RemoteAsker:
+class RemoteChatClient:
     """An address of others: paced, retried, and asked nothing that the job was answered before.
 
     Raises:
         StageError: it refuses the key or the model, or fails for minutes.
     """
 
-    def __init__(self, spec: OpenAISpec, job_id: uuid.UUID, pace: "Pace") -> None:
+    def __init__(self, spec: OpenAISpec, job_id: uuid.UUID, limiter: "RateLimiter") -> None:
         self.price_in, self.price_out = spec.price_in, spec.price_out
         self._spec = spec
         self._job_id = job_id
-        self._pace = pace
+        self._limiter = limiter
         self._free = asyncio.Semaphore(spec.concurrency)
         self._client = openai.AsyncOpenAI(
             base_url=spec.base_url,
@@ -76,7 +76,7 @@ class RemoteAsker:
                 answer = await self._once(question)
             except (openai.APIError, NoChoice) as error:
                 if _wait_before(error) is not False and self._answered > answered:
-                    # It is this question, not the address: others were answered meanwhile.
+                    # The question is at fault and not the address: others were answered meanwhile.
                     return Answer(None, lacking="failed")
                 raise _stage_error(self._spec, error) from None
             self._answered += 1
@@ -84,7 +84,7 @@ class RemoteAsker:
         return answer
 
     async def _paced(self, question: Question) -> Answer:
-        await self._pace.turn()
+        await self._limiter.acquire()
         return await ask(self._client, self._spec.model, question, self._spec.sends_sampling)
 
     async def __aenter__(self) -> Self:
@@ -94,15 +94,15 @@ class RemoteAsker:
         await self._client.close()
 
 
-class Pace:
-    """At most so many requests a minute, evenly; of a process, across its event loops."""
+class RateLimiter:
+    """Spaces the requests of this process evenly, across its event loops."""
 
     def __init__(self, per_minute: int) -> None:
         self._interval = 60.0 / per_minute
         self._next = 0.0
         self._lock = threading.Lock()
 
-    async def turn(self) -> None:
+    async def acquire(self) -> None:
         with self._lock:
             at = max(time.monotonic(), self._next)
             self._next = at + self._interval
@@ -110,7 +110,7 @@ class Pace:
 
 
 def _wait_before(error: Exception) -> bool | float:
-    """How long to wait before the next try, True for the usual, False for no other."""
+    """Seconds to wait before the next try; True for the usual wait, False for no further try."""
     if isinstance(error, openai.APIConnectionError | NoChoice):  # time-outs too
         return True
     if not isinstance(error, openai.APIStatusError):
@@ -125,7 +125,7 @@ def _wait_before(error: Exception) -> bool | float:
 
 
 def _stage_error(spec: OpenAISpec, error: Exception) -> StageError:
-    """In words of our own: theirs may hold the key, or what was asked."""
+    """Describe an error in our own words: the original may quote the key or the question."""
     where = f"the judge at {spec.base_url}"
     if _wait_before(error) is not False:
         how = field_of(error) if isinstance(error, openai.APIStatusError) else type(error).__name__

@@ -1,4 +1,4 @@
-"""What an LLM judge is asked, and how its output is read. Pure text, no model.
+"""Writes the questions for an LLM judge, and reads its answers. Pure text, no model.
 
 Pairwise: the messages of the Self-Taught Evaluator, word for word as it was trained on them,
 backslashes included (Wang et al., arXiv 2408.02666; the wording is MT-Bench's, Zheng et al., arXiv

@@ -16,7 +16,7 @@ from workers.resource_errors import OUT_OF_MEMORY, exit_status
 
 log = logging.getLogger(__name__)
 AUTO = ("vllm", "transformers")
-"""What `runner: auto` tries, the faster one first (docs/benchmarks.md)."""
+"""Runners that `runner: auto` tries, the faster one first (docs/benchmarks.md)."""
 
 
 class RewardModel(Judge):
@@ -42,12 +42,12 @@ class RewardModel(Judge):
         ]
 
     def versions(self) -> dict[str, str]:
-        found = {"judge": self.name, "judge_model": self._spec.model}
+        versions = {"judge": self.name, "judge_model": self._spec.model}
         if self._source is not None:
-            found |= self._source.identity
+            versions |= self._source.identity
         if self._runner is not None:
-            found |= {"runner": self._runner.version, "dtype": self._runner.dtype}
-        return found
+            versions |= {"runner": self._runner.version, "dtype": self._runner.dtype}
+        return versions
 
     def _values(self, source: Source, chats: list[list[int]]) -> list[float | None]:
         """None for a chat that is too long."""
@@ -62,7 +62,7 @@ class RewardModel(Judge):
             self._halve()
 
     def _halve(self) -> None:
-        """Once; then it is an error."""
+        """Halve the batch, once; after that raise `CannotJudge`."""
         if self._batch_tokens < self._spec.batch_tokens:
             raise CannotJudge(
                 f"out of memory with {self._batch_tokens} tokens in a batch, half of batch_tokens; "
@@ -106,8 +106,8 @@ class RewardModel(Judge):
 
 def _fitting(runner: Runner, context: int, chats: list[list[int]]) -> list[float | None]:
     longest = min(context, runner.longest)
-    found: list[float | None] = [None] * len(chats)
+    scores: list[float | None] = [None] * len(chats)
     fitting = [i for i, chat in enumerate(chats) if len(chat) <= longest]
     for i, score in zip(fitting, runner.scores([chats[i] for i in fitting]), strict=True):
-        found[i] = score
-    return found
+        scores[i] = score
+    return scores

@@ -1,4 +1,4 @@
-"""What computes a reward model's scores: transformers, or vLLM's pooling engine in this process.
+"""Runners of a reward model: transformers, or vLLM's pooling engine in this process.
 
 Both take token ids and give the raw logit of each chat, its head computed in float32.
 """
@@ -25,14 +25,14 @@ from workers.judge.reward.source import Source
 
 log = logging.getLogger(__name__)
 SEQUENCES = 256
-"""Most chats that vLLM works on at once."""
+"""Maximum chats that vLLM works on at once."""
 ENGINES_SHARE, SLEEPERS_SHARE = 0.9, 0.05
-"""Of the GPU's memory: vLLM's default, and what the worker's engine keeps while it sleeps."""
+"""Shares of the GPU's memory: vLLM's default, and what a sleeping engine keeps."""
 
 
 def gpu_share(engine_args: str) -> float:
-    """What the worker's engine leaves of its share of the GPU while it sleeps; another's of a GPU
-    that they have together is not touched."""
+    """The share of the GPU that the worker's sleeping engine leaves free. The share of another
+    engine on the same GPU is not touched."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--gpu-memory-utilization", type=float, default=ENGINES_SHARE)
     given, _ = parser.parse_known_args(shlex.split(engine_args))
@@ -43,10 +43,10 @@ class Runner(Protocol):
     version: str
     dtype: str
     longest: int
-    """Most tokens of a chat that fit in memory."""
+    """Maximum tokens of a chat that fit in memory."""
 
     def scores(self, chats: Sequence[list[int]]) -> list[float]:
-        """One of each chat, in order. Raises torch's errors when memory runs out."""
+        """Score each chat, in order. Raises torch's errors when memory runs out."""
         ...
 
     def close(self) -> None:
@@ -55,7 +55,7 @@ class Runner(Protocol):
 
 
 class UnfitError(CannotJudge):
-    """Not to be judged with, whatever runs it."""
+    """The model cannot be a judge, whichever runner loads it."""
 
 
 class TransformersRunner:
@@ -85,12 +85,12 @@ class TransformersRunner:
         self._model = model.to("cuda" if on_gpu else "cpu").eval()
 
     def scores(self, chats: Sequence[list[int]]) -> list[float]:
-        found = [0.0] * len(chats)
+        scores = [0.0] * len(chats)
         for batch in batches([len(chat) for chat in chats], self._batch_tokens):
-            scores = self._forward([chats[i] for i in batch])
-            for i, score in zip(batch, scores, strict=True):
-                found[i] = score
-        return found
+            batch_scores = self._forward([chats[i] for i in batch])
+            for i, score in zip(batch, batch_scores, strict=True):
+                scores[i] = score
+        return scores
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def _forward(self, chats: list[list[int]]) -> list[float]:
@@ -186,7 +186,7 @@ class VllmRunner:
 
 
 def free_memory() -> None:
-    """Of what is not used any more."""
+    """Free memory that nothing refers to any more."""
     gc.collect()
     torch.cuda.empty_cache()
 

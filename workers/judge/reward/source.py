@@ -129,7 +129,7 @@ def _find(spec: RewardModelSpec) -> tuple[Path, dict[str, str]]:
 
 
 def _check_files(folder: Path, spec: RewardModelSpec) -> bool:
-    """Whether the model runs code of its own."""
+    """Tell whether the model runs code of its own."""
     try:
         config = check_files(folder)
     except ModelFolderError as error:

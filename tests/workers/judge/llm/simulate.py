@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from workers.judge.llm.comparisons import Answers, Comparison, all_pairs, calls, next_round, wins
+from workers.judge.llm.comparisons import Comparison, Verdicts, all_pairs, calls, next_round, wins
 from workers.judge.llm.elo import elo
 from workers.judge.llm.verdicts import Verdict
 
@@ -116,7 +116,9 @@ def figures(
     return Figures(**{name: fmean(vars(row)[name] for row in rows) for name in vars(rows[0])})
 
 
-def sampled(verdicts: Answers, responses: int, budget: int, seed: int) -> dict[Comparison, Verdict]:
+def sampled(
+    verdicts: Verdicts, responses: int, budget: int, seed: int
+) -> dict[Comparison, Verdict]:
     """Plays the rounds against a judge whose every verdict is known."""
     answers: dict[Comparison, Verdict] = {}
     while batch := next_round(responses, budget, seed, answers):
@@ -147,7 +149,7 @@ def _prompt(judge: SimulatedJudge, setting: Setting, seed: int) -> Figures:
     )
 
 
-def _consistent(verdicts: Answers) -> float:
+def _consistent(verdicts: Verdicts) -> float:
     swapped = {Verdict.first: Verdict.second, Verdict.second: Verdict.first}
     same = [
         swapped[verdict] is verdicts[Comparison(n, m)]

@@ -28,7 +28,7 @@ from tests.support.judge_server import JudgeServer, Messages, Reply, running
 from tests.support.scripted_engine import serving
 from workers.judge.kinds import Judge, JudgeContext, make_judge
 from workers.judge.llm import remote
-from workers.judge.llm.remote import Pace
+from workers.judge.llm.remote import RateLimiter
 from workers.leases import StageError
 
 KEY = "sk-canary-1234"
@@ -437,15 +437,15 @@ def _same(reply: Reply, _: Messages) -> Reply:
 
 
 def test_a_pace_holds_across_loops() -> None:
-    pace = Pace(per_minute=600)
+    limiter = RateLimiter(per_minute=600)
     began = time.monotonic()
     for _ in range(2):
-        asyncio.run(_turns(pace))
+        asyncio.run(_turns(limiter))
     assert 0.45 < time.monotonic() - began < 3
 
 
-async def _turns(pace: Pace) -> None:
-    await asyncio.gather(*(pace.turn() for _ in range(3)))
+async def _turns(limiter: RateLimiter) -> None:
+    await asyncio.gather(*(limiter.acquire() for _ in range(3)))
 
 
 class TestMixture:
