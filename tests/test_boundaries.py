@@ -1,4 +1,4 @@
-"""The control plane stays light: what runs all the time loads no ML library."""
+"""Processes that run all the time load no ML library, and workers no web framework."""
 
 import json
 import subprocess
@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+WEB = {"fastapi", "starlette"}
 HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "pandas"}
 
 
@@ -29,6 +30,29 @@ HEAVY = {"torch", "transformers", "trl", "peft", "vllm", "datasets", "pandas"}
     ],
 )
 def test_a_process_that_stays_loads_no_ml_library(module: str) -> None:
+    assert HEAVY.isdisjoint(loaded(module))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "workers.tasks",
+        "workers.engine.inference",
+        "workers.generate.stage",
+        "workers.judge.stage",
+        "workers.judge.checks.verifier",
+        "workers.judge.llm.openai_api",
+        "workers.train.job",
+        "workers.models.register",
+        "workers.models.prune",
+    ],
+)
+def test_a_worker_starts_without_the_web_framework(module: str) -> None:
+    assert WEB.isdisjoint(loaded(module))
+
+
+def loaded(module: str) -> set[str]:
+    """Names of all modules that are loaded once this one has been imported."""
     code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert HEAVY.isdisjoint(json.loads(done.stdout.splitlines()[-1]))
+    return set(json.loads(done.stdout.splitlines()[-1]))
