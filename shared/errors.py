@@ -1,10 +1,11 @@
-"""Every error a caller can react to; one function (`shared.web.error_response`) renders them all.
+"""Every error a caller can react to; `shared.web.errors` renders them.
 
 PlatformError               500
 ├── InvalidRequest          400  a field is wrong; `param` names it
 ├── Unauthorized            401  no key, or none that is live
 ├── Forbidden               403  a key without the scope
 ├── NotFound                404
+├── RequestTimeout          408  the body arrives too slowly
 ├── Conflict                409  the thing exists, but not in a state that allows this
 ├── Gone                    410  it was there, and was pruned
 ├── TooLarge                413
@@ -67,6 +68,12 @@ class NotFound(PlatformError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class RequestTimeout(PlatformError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
 
 
 class Conflict(PlatformError):

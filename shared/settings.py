@@ -100,9 +100,19 @@ class Settings(BaseSettings):
     """Runs that ended longer ago are pruned (`docs/durability.md`); unset keeps everything."""
 
     max_body_bytes: int = 32 * 1024 * 1024
-    """Of a request, but for an upload's file. Its JSON may take 25 times that in memory."""
+    """Largest body of a request in bytes, except chat's and an upload's file. Parsed, its JSON may
+    take 25 times that in memory."""
+    max_chat_body_bytes: int = 4 * 1024 * 1024
+    """Largest body of a request to `/v1`, in bytes."""
+    max_body_bytes_in_flight: int = 64 * 1024 * 1024
+    """Most bytes of bodies that a process holds at once, for chat and for all else separately.
+    Requests beyond it are answered 503; uploads wait in files and do not count."""
+    head_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds in which a request's address and headers must have arrived."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds to wait for a body; each KiB that has arrived adds one."""
     max_upload_bytes: int = 256 * 1024 * 1024
-    """Of a dataset's file, or of the lines that are taken of a Hub dataset."""
+    """Largest file of a dataset in bytes, and most bytes of lines taken from a Hub dataset."""
     max_chat_in_flight: int = 256
     """Of one process; more are answered 429."""
 

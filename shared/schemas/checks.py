@@ -86,7 +86,7 @@ class Keyword(RequestModel):
     times: int = Field(default=1, ge=1)
 
 
-class Forbidden(RequestModel):
+class ForbiddenWords(RequestModel):
     """None of `words` occurs, whole words, any case."""
 
     kind: Literal["forbidden"]
@@ -108,7 +108,7 @@ class Case(RequestModel):
     case: Literal["upper", "lower"]
 
 
-class Json(RequestModel):
+class WholeJson(RequestModel):
     """The whole response (a code fence around it is allowed) is JSON, with these keys if given."""
 
     kind: Literal["json"]
@@ -140,11 +140,11 @@ Check = Annotated[
     | Bullets
     | Numbered
     | Keyword
-    | Forbidden
+    | ForbiddenWords
     | StartsWith
     | EndsWith
     | Case
-    | Json
+    | WholeJson
     | Language
     | NoCommas
     | Title,

@@ -1,34 +1,32 @@
 """One application factory for all services: errors, request ids, health, metrics."""
 
-import errno
+import math
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from sqlalchemy import text
-from sqlalchemy.exc import DataError
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared import log
 from shared.auth.keys import CALLER
 from shared.auth.scopes import LISTED
-from shared.base import MAX_DEPTH
-from shared.db.engine import DB_UNAVAILABLE, get_engine, is_full
-from shared.errors import InvalidRequest, PlatformError, Unavailable, envelope
+from shared.db.engine import DB_UNAVAILABLE, get_engine
+from shared.errors import PlatformError
 from shared.jobs import broker
-from shared.web import known_fields
-from shared.web.error_response import error_response
-from shared.web.field_errors import field_error
+from shared.web.errors import add_handlers, error_response
+from shared.web.field_errors import refuse_unknown
 from shared.web.guard import Guard
+from shared.web.large_bodies import LargeBodies
 from shared.web.limits import RequestLimits
 
+READY_SECONDS = 1.0
+"""How long an answer of `/readyz` is given again: asking costs a connection to each server."""
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "OpenAI's error envelope: the request's fault"},
     "5XX": {"description": "OpenAI's error envelope: ours"},
@@ -52,17 +50,15 @@ def create_app(
     log.configure(service)
     app = _Api(title=f"Forethought: {service}", lifespan=lifespan, responses=ERRORS)
     for router in routers:
-        app.include_router(router, dependencies=known_fields.checks(router))
+        # OpenAI's routes take fields that they do not know: clients add some.
+        strict = [] if router.prefix == "/v1" else [Depends(refuse_unknown)]
+        app.include_router(router, dependencies=strict)
     app.include_router(_health_router())
-    app.add_exception_handler(PlatformError, _platform_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(DataError, _data_error)
-    for away in DB_UNAVAILABLE:
-        app.add_exception_handler(away, _database_away)
-    app.add_exception_handler(OSError, _os_error)
+    add_handlers(app)
+    # Each is wrapped around those above it.
+    app.add_middleware(LargeBodies)
     app.add_middleware(RequestLimits, uploads=uploads)
-    # Around it: of who has no key, nothing is read.
+    # Outside the limits: nothing is read of a request without a key.
     app.add_middleware(Guard, routes=app.routes)
     app.add_middleware(_Observed, service=service)
     return app
@@ -81,71 +77,6 @@ class _Api(FastAPI):
         return schema
 
 
-async def _platform_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, PlatformError)
-    return error_response(error)
-
-
-async def _validation_error(_: Request, error: Exception) -> JSONResponse:
-    """FastAPI's 422 as OpenAI's 400 that names the field; never echoes the input."""
-    assert isinstance(error, RequestValidationError)
-    errors = error.errors()
-    if errors[0]["type"] == "json_invalid":
-        return error_response(InvalidRequest("the body is not JSON"))
-    where = errors[0]["loc"][0]  # the body, the query, the path
-    inside = [e | {"loc": e["loc"][1:]} for e in errors if e["loc"][0] == where]
-    found = field_error(inside, error.body if where == "body" else None)
-    return error_response(
-        InvalidRequest(
-            f"{found.field or where}: {found.message}", param=found.field or None, code=found.code
-        )
-    )
-
-
-async def _http_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    match error.__cause__:
-        case PlatformError() as cause:
-            return error_response(cause)
-        case OSError(errno=errno.ENOSPC):  # a long upload waits in a file
-            return error_response(_disk_full("the disk for temporary files"))
-        case RecursionError():  # of the JSON parser, long before it would matter
-            message = f"the body is nested deeper than {MAX_DEPTH} levels"
-            return error_response(InvalidRequest(message, code="too_deep"))
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    body = envelope(str(error.detail), "invalid_request_error", None, code)
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
-
-
-async def _data_error(request: Request, error: Exception) -> JSONResponse:
-    # A value that no field check refuses but Postgres does: NUL in a path, a number too large.
-    given = {**request.query_params, **request.path_params}
-    name = next((name for name, value in given.items() if "\0" in str(value)), None)
-    if name is not None:
-        message = f"{name}: must not hold a NUL character"
-        return error_response(InvalidRequest(message, param=name))
-    return error_response(InvalidRequest("a value of this request cannot be stored"))
-
-
-def _disk_full(which: str) -> Unavailable:
-    return Unavailable(f"{which} is full; free some space and retry", code="disk_full")
-
-
-async def _os_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, OSError)
-    if error.errno != errno.ENOSPC:
-        raise error
-    return error_response(_disk_full("the disk for temporary files"))
-
-
-async def _database_away(_: Request, error: Exception) -> JSONResponse:
-    if is_full(error):
-        return error_response(_disk_full("the database's disk"))
-    return error_response(
-        Unavailable("the database is away; retry shortly", code="database_away", retry_after=2)
-    )
-
-
 def _health_router() -> APIRouter:
     router = APIRouter(tags=["health"])
 
@@ -154,22 +85,50 @@ def _health_router() -> APIRouter:
         """The process runs."""
         return {"status": "ok"}
 
+    ready = _Readiness()
+
     @router.get("/readyz")
     def readyz() -> dict[str, str]:
         """The database answers. The broker may be away: that delays work and refuses none."""
-        with get_engine().connect() as connection:
-            connection.execute(text("SELECT 1"))
-        try:
-            broker.ping()
-        except Exception:  # kombu raises what its transport raises
-            return {"status": "ok", "database": "ok", "broker": "away"}
-        return {"status": "ok", "database": "ok", "broker": "ok"}
+        return ready.check()
 
     @router.get("/metrics", response_class=Response)
     def metrics() -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+class _Readiness:
+    """Whether the database and the broker answer, asked once a second however many ask us."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._checked_at = -math.inf
+        self._answer: dict[str, str] | Exception = {}
+
+    def check(self) -> dict[str, str]:
+        """Raises what the database raised."""
+        with self._lock:
+            if time.monotonic() - self._checked_at > READY_SECONDS:
+                try:
+                    self._answer = _ask_dependencies()
+                except DB_UNAVAILABLE as error:
+                    self._answer = error
+                self._checked_at = time.monotonic()
+            if isinstance(self._answer, Exception):
+                raise self._answer.with_traceback(None)
+            return self._answer
+
+
+def _ask_dependencies() -> dict[str, str]:
+    with get_engine().connect() as connection:
+        connection.execute(text("SELECT 1"))
+    try:
+        broker.ping()
+    except Exception:  # kombu raises what its transport raises
+        return {"status": "ok", "database": "ok", "broker": "away"}
+    return {"status": "ok", "database": "ok", "broker": "ok"}
 
 
 class _Observed:

@@ -1,9 +1,14 @@
-"""Pydantic's errors as one that a client can use: which field of its input, and what is wrong."""
+"""What is wrong with a client's input, and in which field of it: JSON, query or form."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from fastapi import Request
+from fastapi.params import Form
+
+from shared.errors import InvalidRequest
 
 MESSAGES = {
     "extra_forbidden": "Unknown field",
@@ -101,3 +106,25 @@ def _alternatives(messages: Iterable[str]) -> str:
 def _printable(text: str) -> str:
     """A name in the input may hold what no answer can."""
     return text.encode(errors="replace").decode()
+
+
+async def refuse_unknown(request: Request) -> None:
+    """Dependency of a route: no field of a query or form is ignored, as with JSON.
+
+    Raises `InvalidRequest`.
+    """
+    dependant = request.scope["route"].dependant
+    unknown = request.query_params.keys() - _aliases(dependant, "query_params")
+    if any(isinstance(field.field_info, Form) for field in dependant.body_params):
+        # The form has been read by now; nothing is parsed again.
+        unknown |= (await request.form()).keys() - _aliases(dependant, "body_params")
+    if unknown:
+        name = min(unknown)
+        message = f"{name}: {MESSAGES['extra_forbidden']}"
+        raise InvalidRequest(message, param=name, code="unknown_field")
+
+
+def _aliases(dependant: Any, params: str) -> set[str]:
+    """Names of the fields that a route and its dependencies take."""
+    names = {field.alias for field in getattr(dependant, params)}
+    return names.union(*(_aliases(inner, params) for inner in dependant.dependencies))

@@ -16,21 +16,23 @@ from shared.auth.keys import CALLER, ON_BEHALF_OF_HEADER, Caller, service_caller
 from shared.auth.scopes import OPEN, scope_of
 from shared.errors import Forbidden, InvalidRequest, PlatformError, Unauthorized
 from shared.settings import get_settings
-from shared.web.error_response import error_response
+from shared.web.errors import error_response
 
 KEYS = KeyCache()
+route_path = get_route_path
+"""The path by which Starlette's router chooses a route. The function is not public, but whatever
+else the guard looked at could differ from what the router takes."""
 
 
 class Guard:
-    """Lets a request pass that may. Plain ASGI, before the body is read: who has no key has
-    nothing parsed."""
+    """ASGI middleware: authenticates and authorises a request before its body is read."""
 
     def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
         self.app = app
         self.routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or get_route_path(scope) in OPEN:
+        if scope["type"] == "lifespan" or route_path(scope) in OPEN:
             await self.app(scope, receive, send)
             return
         if scope["type"] == "websocket":  # nothing here speaks it
@@ -50,7 +52,7 @@ class Guard:
     def _check(self, scope: Scope, caller: Caller) -> None:
         """Raises `Forbidden`. A path that no route takes passes: the application says what it is
         to who has a key."""
-        wanted = scope_of(scope["method"], get_route_path(scope))
+        wanted = scope_of(scope["method"], route_path(scope))
         if wanted is None:
             if any(route.matches(scope)[0] is Match.FULL for route in self.routes):
                 raise Forbidden("this route is in no key's scope")

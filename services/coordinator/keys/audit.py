@@ -1,10 +1,11 @@
 """What was done with which key."""
 
 import uuid
+from datetime import timedelta
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from shared.base import ResponseModel, Unix
 from shared.db.tables import ApiKey, AuditEvent
@@ -12,6 +13,9 @@ from shared.web.paging import Limit, Page, paginate_by_id
 from shared.web.session import SessionDep
 
 router = APIRouter(tags=["keys"])
+SETTLED_AFTER = timedelta(seconds=5)
+"""Age of the events that are listed. Ids are given before a transaction commits: a reader that
+continued after a newer one would never see what commits behind it."""
 
 
 class AuditRead(ResponseModel):
@@ -31,8 +35,12 @@ class AuditRead(ResponseModel):
 def list_events(
     session: SessionDep, after: int | None = None, limit: Limit = 100
 ) -> Page[AuditRead]:
-    """Oldest first, to be read on from where one was."""
-    query = select(AuditEvent, ApiKey.name).outerjoin(ApiKey, ApiKey.id == AuditEvent.key_id)
+    """Events of more than five seconds ago, oldest first: continue after the last id you have."""
+    query = (
+        select(AuditEvent, ApiKey.name)
+        .outerjoin(ApiKey, ApiKey.id == AuditEvent.key_id)
+        .where(AuditEvent.created_at < func.clock_timestamp() - SETTLED_AFTER)
+    )
     return paginate_by_id(session, query, AuditEvent, after, limit, _read)
 
 

@@ -3,7 +3,10 @@
 import io
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -18,9 +21,10 @@ from shared.web.limits import FORM_BYTES, MAX_HEAD_BYTES
 from tests.support.scripted_engine import serving
 from tests.support.waiting import until
 
-BODY, UPLOAD = 100_000, 300_000
+BODY, CHAT, UPLOAD, IN_FLIGHT = 100_000, 50_000, 300_000, 150_000
 JSON = {"content-type": "application/json"}
 router = APIRouter()
+held, let_go = threading.Event(), threading.Event()
 
 
 class Taken(RequestModel):
@@ -29,6 +33,19 @@ class Taken(RequestModel):
 
 @router.post("/take")
 def take(body: Taken) -> int:
+    return len(str(body.value))
+
+
+@router.post("/v1/chat/completions")
+def chat(body: Taken) -> int:
+    return len(str(body.value))
+
+
+@router.post("/hold")
+def hold(body: Taken) -> int:
+    """Answers when the test lets it."""
+    held.set()
+    assert let_go.wait(30), "the test did not let go"
     return len(str(body.value))
 
 
@@ -51,9 +68,18 @@ def misfit() -> int:
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
-        settings = Settings(max_body_bytes=BODY, max_upload_bytes=UPLOAD)
-        patch.setattr("shared.web.limits.get_settings", lambda: settings)
-        patch.setattr("shared.web.guard.OPEN", OPEN | {"/take", "/upload", "/fail", "/misfit"})
+        settings = Settings(
+            max_body_bytes=BODY,
+            max_chat_body_bytes=CHAT,
+            max_upload_bytes=UPLOAD,
+            max_body_bytes_in_flight=IN_FLIGHT,
+            head_timeout_s=0.5,
+            body_timeout_s=0.5,
+        )
+        for module in ("limits", "http_protocol"):
+            patch.setattr(f"shared.web.{module}.get_settings", lambda: settings)
+        paths = {"/take", "/upload", "/fail", "/misfit", "/hold", "/v1/chat/completions"}
+        patch.setattr("shared.web.guard.OPEN", OPEN | paths)
         with serving(create_app("limited", router, uploads=["/upload"])) as url:
             yield url
 
@@ -164,3 +190,78 @@ def test_json_that_is_too_deep_is_said_so(url: str, depth: int, param: str, code
 def test_json_that_is_deep_enough_is_taken(url: str) -> None:
     deep = b'{"value": ' + b"[" * 100 + b"]" * 100 + b"}"
     assert httpx2.post(f"{url}/take", content=deep, headers=JSON).status_code == 200
+
+
+def test_chat_takes_smaller_bodies(url: str) -> None:
+    def post(size: int) -> httpx2.Response:
+        return httpx2.post(f"{url}/v1/chat/completions", content=body(size), headers=JSON)
+
+    assert post(CHAT).status_code == 200
+    assert code_of(post(CHAT + 1)) == (413, "too_large")
+
+
+def test_bodies_of_all_requests_have_a_bound_together(url: str) -> None:
+    def post(path: str, size: int, *, chunked: bool = False) -> httpx2.Response:
+        content: Any = iter([body(size)]) if chunked else body(size)
+        return httpx2.post(f"{url}{path}", content=content, headers=JSON, timeout=30)
+
+    held.clear()
+    let_go.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, "/hold", BODY)
+        assert held.wait(10), "the first request did not arrive"
+        for chunked in (False, True):
+            refused = post("/take", IN_FLIGHT - BODY + 1, chunked=chunked)
+            assert code_of(refused) == (503, "busy")
+            assert refused.headers["retry-after"] == "2"
+        assert post("/take", IN_FLIGHT - BODY).status_code == 200
+        assert post("/v1/chat/completions", CHAT).status_code == 200, "chat has a share of its own"
+        let_go.set()
+        assert first.result().status_code == 200
+    assert post("/take", BODY).status_code == 200, "what was held is free again"
+
+
+def answer_to_a_dribble(url: str, start: bytes, piece: bytes) -> tuple[bytes, float]:
+    """What a client gets that sends a piece each 0.1 s, and after how many seconds it is closed."""
+    host, port = url.removeprefix("http://").split(":")
+    began = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=0.1) as connection:
+        connection.sendall(start)
+        while time.monotonic() - began < 10:
+            try:
+                if answer := connection.recv(10_000):
+                    return answer, time.monotonic() - began
+                return b"", time.monotonic() - began
+            except TimeoutError:
+                connection.sendall(piece)
+    raise AssertionError("the connection was still open after 10 s")
+
+
+def test_a_head_that_takes_too_long_is_closed(url: str) -> None:
+    answer, seconds = answer_to_a_dribble(url, b"GET /healthz HTTP/1.1\r\nx: ", b"y")
+    assert answer.startswith(b"HTTP/1.1 408 "), answer
+    assert 0.4 < seconds < 5
+
+
+def test_a_connection_without_a_request_is_closed(url: str) -> None:
+    answer, seconds = answer_to_a_dribble(url, b"", b"")
+    assert answer == b""
+    assert 0.4 < seconds < 5
+
+
+def test_a_later_head_on_a_connection_is_timed_too(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"200 OK" in connection.recv(10_000)
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n")
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_that_takes_too_long_is_refused(url: str) -> None:
+    start = b"POST /take HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    start += b"content-length: 1000\r\n\r\n"
+    answer, seconds = answer_to_a_dribble(url, start, b" ")
+    assert answer.startswith(b"HTTP/1.1 408 "), answer
+    assert b'"code":"request_timeout"' in answer
+    assert 0.4 < seconds < 5

@@ -85,7 +85,7 @@ def _satisfies(text: str, check: checks.Check) -> bool:
             return _within(check, len(NUMBERED.findall(text)))
         case checks.Keyword():
             return _occurrences(text, check.word) >= check.times
-        case checks.Forbidden():
+        case checks.ForbiddenWords():
             return not any(_occurrences(text, word) for word in check.words)
         case checks.StartsWith():
             return text.casefold().startswith(check.text.strip().casefold())
@@ -93,7 +93,7 @@ def _satisfies(text: str, check: checks.Check) -> bool:
             return text.casefold().endswith(check.text.strip().casefold())
         case checks.Case():
             return text.isupper() if check.case == "upper" else text.islower()
-        case checks.Json():
+        case checks.WholeJson():
             return _is_json(text, check.keys)
         case checks.Language():
             return _language(text, check.code) == check.code

@@ -1,6 +1,7 @@
 """`forethought keys` and `audit`, and which key is sent where."""
 
 import uuid
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def connected(clean_database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys_commands, "connect", lambda _: client())
 
 
-def test_a_key_is_made_listed_and_revoked() -> None:
+def test_a_key_is_made_listed_and_revoked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.coordinator.keys.audit.SETTLED_AFTER", timedelta(0))
     made = run("keys", "create", "alice", "--scope", "chat", "--scope", "iterate",
                "--requests-per-minute", "60")  # fmt: skip
     key = made.strip()

@@ -2,6 +2,7 @@
 
 import re
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, select, text
 
 from services.coordinator.app import app
+from services.coordinator.keys import audit
 from services.train.app import app as train
 from shared.auth import key_cache
+from shared.auth.audit import record
 from shared.db.engine import transaction
 from shared.db.tables import ApiKey
 from shared.errors import Unavailable
@@ -19,6 +22,12 @@ from tests.support import access
 from tests.support.scripted_engine import serving
 
 FOR_CHAT = {"name": "someone", "scopes": ["chat"]}
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events are listed as soon as they are written."""
+    monkeypatch.setattr(audit, "SETTLED_AFTER", timedelta(0))
 
 
 def make(client: TestClient, **given: Any) -> dict[str, Any]:
@@ -127,6 +136,27 @@ def test_who_did_what_is_written_down(client: TestClient) -> None:
     later = client.get("/audit", params={"after": events[2]["id"], "limit": 1}).json()
     assert [event["id"] for event in later["data"]] == [events[3]["id"]]
     assert later["has_more"]
+
+
+def test_reading_on_skips_no_event_that_is_committed_late(
+    client: TestClient, clean_database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed(after: int | None) -> list[dict[str, Any]]:
+        params = {} if after is None else {"after": after}
+        data: list[dict[str, Any]] = client.get("/audit", params=params).json()["data"]
+        return data
+
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(audit, "SETTLED_AFTER", timedelta(seconds=1))
+    with transaction() as slow:
+        record(slow, "slow", "x")
+        slow.flush()  # it has the lower id
+        with transaction() as quick:
+            record(quick, "quick", "x")
+        seen += listed(None)
+    time.sleep(1.1)
+    seen += listed(seen[-1]["id"] if seen else None)
+    assert [event["action"] for event in seen] == ["slow", "quick"]
 
 
 def test_what_is_undone_was_not_done(client: TestClient) -> None:
