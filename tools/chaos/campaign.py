@@ -1,5 +1,5 @@
-"""Runs one iteration again and again, each time disturbed in another way, and compares what came
-of it with the undisturbed one."""
+"""Runs one iteration again and again, each time disturbed in another way, and compares each result
+with the undisturbed one."""
 
 import os
 import signal
@@ -23,30 +23,30 @@ class Reference:
     manifest: Object
     seconds: float
     sampled: int
-    """Outputs that were asked for."""
+    """Number of outputs that the engines were asked for."""
     points: list[str]
-    """In the order in which they were passed first."""
+    """Points in the order in which they were passed first."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     kills: int
     problem: str | None
-    """How its manifest differs, or why it did not succeed."""
+    """The difference of its manifest, or the reason why it did not succeed."""
     lost: int
     doubled: int
     undone: int
     """Orders whose point nobody passed, and acts for which the iteration ended too soon."""
     again: float
-    """Outputs that were sampled again, in shards."""
+    """Outputs that were sampled again, counted in shards."""
     seconds: float
     recovery: float
-    """Seconds that it took longer than the undisturbed one."""
+    """Seconds by which it took longer than the undisturbed one."""
 
 
 def reference(platform: ChaosPlatform, runs: int = 2) -> Reference:
-    """Of the last of some undisturbed iterations, which must be the same; the second is not the
-    first to use anything."""
+    """Measure the last of some undisturbed iterations, which must be the same: the first also
+    pays for what is used for the first time."""
     manifests, seconds, points = [], 0.0, []
     for _ in range(runs):
         platform.forget()
@@ -136,7 +136,7 @@ class _Sleeper:
 
 
 def _up_to_worker(process: psutil.Process) -> list[psutil.Process]:
-    """Of a training: its stage, which keeps the lease, and the worker."""
+    """The parents of a training up to its worker: the stage in between keeps the lease."""
     parents = process.parents()
     workers = [n for n, p in enumerate(parents, 1) if "workers.tasks" in p.cmdline()]
     return parents[: max(workers, default=0)]
@@ -145,7 +145,7 @@ def _up_to_worker(process: psutil.Process) -> list[psutil.Process]:
 def _compare(
     platform: ChaosPlatform, expected: Reference, iteration: Object
 ) -> tuple[str | None, int, int]:
-    """What differs, and how many rows there are too few and too many."""
+    """The difference, and the numbers of rows that are lost and doubled."""
     if iteration["status"] != "succeeded":
         return f"{iteration['status']}: {iteration['error']}", 0, 0
     manifest = platform.manifest(iteration["id"])

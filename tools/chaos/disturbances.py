@@ -1,4 +1,4 @@
-"""What is done to an iteration while it runs: kills at points, kills at random times, and more."""
+"""Disturbances of a running iteration: kills at points, kills at random times, and more."""
 
 import json
 import random
@@ -39,7 +39,7 @@ class Disturbance:
 
 
 def kills_at(points: list[str]) -> Iterator[Disturbance]:
-    """Of who passes each point, and of a stage's parent there."""
+    """Kill the process that passes each point, and there also a stage's parent."""
     for point in points:
         yield Disturbance(f"kill at {point}", [Order(point)])
         if point.startswith(tuple(f"{stage}:" for stage in STAGES)):
@@ -47,7 +47,7 @@ def kills_at(points: list[str]) -> Iterator[Disturbance]:
 
 
 def random_kills(count: int, seconds: float, rng: random.Random) -> Iterator[Disturbance]:
-    """Of whatever runs, at one to three moments of an iteration."""
+    """Kill any running process, at one to three moments of an iteration."""
     for _ in range(count):
         moments = sorted(rng.uniform(0, seconds) for _ in range(rng.randint(1, 3)))
         acts = [(at, _kill_any(rng)) for at in moments]

@@ -52,7 +52,7 @@ class ChaosPlatform:
     """Psycopg's."""
     lease_seconds: float
     engines: list[ScriptedEngine]
-    """Those that outputs are sampled from."""
+    """Engines that outputs are sampled from."""
     seconds: list["Companion"] = field(default_factory=list)
 
     def start(self) -> str:
@@ -90,7 +90,7 @@ class ChaosPlatform:
         return None
 
     def status(self) -> int:
-        """With which the coordinator answers."""
+        """The status with which the coordinator answers."""
         return self._get("/iterations").status_code
 
     def manifest(self, iteration_id: str) -> Object:
@@ -115,7 +115,7 @@ class ChaosPlatform:
         return list((self.folder / "taken").iterdir())
 
     def passages(self) -> list[Passage]:
-        """Since `forget`."""
+        """Points passed since `forget`."""
         lines = (self.folder / "passed").read_text().splitlines()
         return [Passage(float(at), int(pid), point) for at, pid, point in _fields(lines)]
 
@@ -131,7 +131,7 @@ class ChaosPlatform:
 
 
 def processes() -> list[tuple[str, psutil.Process]]:
-    """Those of the platform that may be killed, with their roles."""
+    """The processes of the platform that may be killed, with their roles."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
@@ -273,11 +273,11 @@ def _up(data: DataDir, env: dict[str, str]) -> Iterator[str]:
 
 @contextmanager
 def _short_folder() -> Iterator[Path]:
-    """For sockets, whose path ends at 107 bytes."""
+    """A folder for sockets, whose paths end at 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp") as folder:
         yield Path(folder)
 
 
 def _environment_of(name: str) -> dict[str, str]:
-    """What a process of the platform was started with, the services' addresses included."""
+    """The environment of a process of the platform, the services' addresses included."""
     return next(process for found, process in processes() if found == name).environ()

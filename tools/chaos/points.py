@@ -35,7 +35,7 @@ PRODUCT = ("services.", "workers.", "shared.", "__main__")
 LATE_SECONDS = 3.0
 WRITES = re.compile(r"\s*(INSERT INTO|UPDATE|DELETE FROM)\s+(\w+)")
 SESSIONS = ("shared.db.engine", "shared.web.session")
-"""Where transactions are made, whosoever they are."""
+"""Modules that make transactions for others."""
 SERVICE = re.compile(r"services\.(\w+)\.app:app")
 ROLES = {
     "services.coordinator.loop": "loop",
@@ -54,7 +54,7 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Order:
-    """What to do at a point."""
+    """An action to be carried out at a point."""
 
     point: str
     action: str = "kill"
@@ -71,7 +71,7 @@ class Passage:
 
 
 def role(command: list[str]) -> str:
-    """What a process is, from its command line: `generate-service`, `loop`, `worker`, `judge`."""
+    """The role of a process by its command line: `generate-service`, `loop`, `worker`, `judge`."""
     for word in command:
         if word in ROLES:
             return ROLES[word]
@@ -103,7 +103,7 @@ def _carry_out(order: Order) -> None:
 
 
 def give(folder: Path, order: Order) -> None:
-    """For the one who runs the campaign."""
+    """Put an order where processes look for it."""
     name = f"{time.time_ns()}.json"
     aside = folder / name
     aside.write_text(json.dumps(asdict(order)))

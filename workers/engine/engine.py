@@ -96,7 +96,8 @@ class ManagedEngine:
             EngineError: it does not answer, or does not serve what it was given.
         """
         with self._lock:
-            if self._owned and (not self._works() or not self._fits(model)):
+            fits = self._serving is not None and self._architecture == architecture(model.path)
+            if self._owned and not (self._works() and fits):
                 self._start_anew(model)
             elif self._serving is None or self._serving.sha256 != model.sha256:
                 try:
@@ -172,9 +173,6 @@ class ManagedEngine:
             self.kill()
             return False
         return True
-
-    def _fits(self, model: ModelWeights) -> bool:
-        return self._serving is not None and self._architecture == architecture(model.path)
 
     def _start_anew(self, model: ModelWeights) -> None:
         self.stop()

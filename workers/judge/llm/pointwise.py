@@ -46,7 +46,9 @@ class PointwiseJudge(ChatJudge[Pointwise]):
                 logprobs=spec.expected,
             )
             answer = usage.count(await client.ask(question))
-            return _expected(answer) if spec.expected else _stated(answer)
+            if spec.expected:
+                return _expected(answer)
+            return None if answer.text is None else parse_score(answer.text)
 
         scores = [
             s
@@ -58,10 +60,6 @@ class PointwiseJudge(ChatJudge[Pointwise]):
             return Score(None, {"reason": "no_score"}, usage.counts())
         details = {"scores": scores} if len(scores) > 1 else {}
         return Score(sum(scores) / len(scores), details, usage.counts())
-
-
-def _stated(answer: Answer) -> float | None:
-    return None if answer.text is None else parse_score(answer.text)
 
 
 def _expected(answer: Answer) -> float | None:
