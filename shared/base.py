@@ -1,6 +1,6 @@
-"""What requests are made of: no field is ignored, and no value taken that cannot be passed on.
+"""Base classes of requests and answers.
 
-Answers are made of `ResponseModel`. The docstring of a field is its description at `/docs`.
+The docstring of a field is its description at `/docs`.
 """
 
 import math
@@ -40,7 +40,7 @@ write `Unix | None`."""
 
 
 def checked(value: Any, *, allows_nul: bool) -> Any:
-    """`value` of a field. Raises ValueError where JSON, as others read it, cannot hold it."""
+    """Return a field's value. Raises ValueError if it cannot be passed on as JSON or stored."""
     if isinstance(value, str) and value.isascii() and allows_nul:
         return value  # as chat's mostly are
     if problem := _problem(value, allows_nul, MAX_DEPTH):
@@ -49,7 +49,7 @@ def checked(value: Any, *, allows_nul: bool) -> Any:
 
 
 def _problem(value: Any, allows_nul: bool, depth: int) -> str | None:
-    """Models in it have checked their own fields."""
+    """Return what is wrong with a value, if anything. Models inside it have checked themselves."""
     match value:
         case str():
             if not (value.isascii() or _is_unicode(value)):

@@ -1,4 +1,4 @@
-"""Every error a caller can react to; `shared.web.errors` renders them.
+"""Errors that a caller can react to; `shared.web.errors` renders them.
 
 PlatformError               500
 ├── InvalidRequest          400  a field is wrong; `param` names it
@@ -18,7 +18,7 @@ from typing import Any
 
 
 class OurError(Exception):
-    """Its message is ours and quotes no key, prompt or thought: a log may show it."""
+    """Base class of errors whose message a log may show: it quotes no key, prompt or thought."""
 
 
 class PlatformError(OurError):

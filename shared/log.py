@@ -31,7 +31,7 @@ bind_here = structlog.contextvars.bind_contextvars
 
 
 def request_id() -> str | None:
-    """Of the request that is being answered, if one is."""
+    """Return the id of the request that is being answered, if one is."""
     found: str | None = structlog.contextvars.get_contextvars().get("request_id")
     return found
 
@@ -74,7 +74,7 @@ def configure(process: str) -> None:
 
 
 def _tidy(_logger: object, _method: str, entry: EventDict) -> EventDict:
-    """What libraries put into their lines and is not for ours."""
+    """Remove from libraries' log lines what ours should not show."""
     entry.pop("color_message", None)  # uvicorn's line once more
     if "exc_info" in entry:
         # Below the first line asyncio quotes the exception.
@@ -95,7 +95,7 @@ def _log_retry(details: stamina.instrumentation.RetryDetails) -> None:
 
 
 def render_exception(error: BaseException | None) -> str:
-    """What led to it comes first, as Python prints it."""
+    """Render a traceback without messages that may quote a prompt, causes first as in Python."""
     return "\n".join(_parts(error, set()))
 
 
@@ -109,8 +109,8 @@ def _parts(error: BaseException | None, seen: set[int]) -> Iterator[str]:
 
 
 def _chain(error: BaseException | None, seen: set[int]) -> list[BaseException]:
-    """The error and what led to it, but what was `seen`: one of a group that is raised by itself
-    has the group as its context."""
+    """List the error and its causes, except those `seen`: an error of a group that is raised again
+    alone has the group as its context."""
     chain = []
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -27,23 +27,23 @@ class Settings(BaseSettings):
     judge_url: str = "http://127.0.0.1:8002"
     train_url: str = "http://127.0.0.1:8003"
     coordinator_url: str = "http://127.0.0.1:8000"
-    """Commands alone ask it, and look at the variable itself (`services/cli/api/connect.py`)."""
+    """Address of the coordinator. Only the commands use it (`services/cli/api/connect.py`)."""
 
     model_store: Path = Path("models")
     """Folder with every model and checkpoint; shared by all workers and inference."""
     data_root: Path | None = None
     """Datasets named by a server-side path must lie under this folder; unset refuses paths."""
     log_dir: Path | None = None
-    """Where engines write their raw logs; a temporary folder when unset. A training's is beside its
-    checkpoints."""
+    """Folder for the raw logs of engines; a temporary folder when unset. The log of a training lies
+    beside its checkpoints."""
     log_level: str = "INFO"
     metrics_port: int = 0
-    """Where a worker and inference show figures to Prometheus, on every interface; 0: nowhere.
-    Services show theirs at `/metrics`."""
+    """Port at which a worker and inference show metrics to Prometheus, on every interface; 0 shows
+    none. Services show theirs at `/metrics`."""
 
     service_key: SecretStr | None = Field(default=None, min_length=32)
-    """What services show each other, and who makes the first API key (`docs/keys.md`). The same for
-    all four services and the loop; without it they refuse each other."""
+    """Key by which services trust each other, and with which the first API key is made
+    (`docs/keys.md`). It must be the same for all services and the loop."""
 
     worker_engine_url: str = ""
     """Address of a running engine for bulk generation; empty: the worker starts its own vLLM. It is
@@ -51,13 +51,13 @@ class Settings(BaseSettings):
     store at the same path; it is neither started anew nor put to sleep."""
     worker_engine_port: int = 8011
     inference_engine_url: str = ""
-    """The same for chat; empty: inference starts its own vLLM."""
+    """Address of a running engine for chat; empty: inference starts its own vLLM."""
     inference_engine_port: int = 8012
     inference_engine_host: str = "127.0.0.1"
-    """Where inference's engine listens. Whoever reaches it may swap its weights: beyond loopback,
-    let the network admit the coordinator only."""
+    """Address at which inference's engine listens. Anyone who reaches it can swap its weights:
+    beyond loopback, let the network admit the coordinator only."""
     inference_advertised_url: str = ""
-    """How the coordinator reaches that engine; empty: as inference itself does."""
+    """Address by which the coordinator reaches that engine; empty: the one that inference uses."""
     engine_args: str = ""
     """Extra arguments for every vLLM server, as on a command line."""
     engine_start_timeout_s: float = 900.0
@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     max_num_seqs: int = 256
     """Sequences an engine decodes at once; generate keeps about twice as many requested."""
     accelerate_config: Path | None = None
-    """Of trainings over several machines: a configuration of `accelerate` (`docs/operate.md`).
+    """Configuration file of `accelerate` for trainings over several machines (`docs/operate.md`).
     Unset, a training takes the GPUs that its worker sees."""
     sleep_engine_while_training: bool = True
     """On a GPU, the engine frees its memory while a training holds the device."""
@@ -79,25 +79,27 @@ class Settings(BaseSettings):
     a request names it, or `MODEL@REVISION` for that revision only."""
 
     lease_seconds: float = 25.0
-    """A worker that has not been heard of for so long has died; another takes its shards."""
+    """Seconds without a sign of life after which a worker counts as dead, and another takes its
+    shards."""
     heartbeat_seconds: float = 5.0
-    """How often a worker renews its leases."""
+    """Seconds between two renewals of a worker's leases."""
     max_attempts: int = 3
-    """Of a shard, before its job fails."""
+    """Attempts at a shard before its job fails."""
     loop_poll_seconds: float = 1.0
-    """How often the loop looks without having been told."""
+    """Seconds after which the loop looks for work even if no notification came."""
     resend_after_seconds: float = 15.0
-    """After which a job that has a shard to take is sent again."""
+    """Seconds after which a job with a shard that nobody has taken is sent again."""
     worker_threads: int = 4
-    """Of Celery under `forethought up`, which looks at the variable itself; in containers the
-    worker's command says it."""
+    """Threads of the Celery worker under `forethought up`. In containers the worker's command sets
+    them."""
     checkpoint_seconds: float = 600.0
-    """Of training that a kill may cost at most, beside the end of each epoch."""
+    """Seconds between two checkpoints of a training, the most that a kill can cost. The end of each
+    epoch makes one too."""
     training_stall_seconds: float = 7200.0
-    """A training of which no file has changed for so long hangs: it is ended, and tried again. As
-    long as its ranks wait for one another; a pass over a micro-batch must take less."""
+    """Seconds without a change to any of its files after which a training counts as hung, is ended
+    and tried again. Its ranks wait as long for one another, so a micro-batch must take less."""
     retention_days: float | None = Field(default=None, ge=0, le=36_500)
-    """Runs that ended longer ago are pruned (`docs/durability.md`); unset keeps everything."""
+    """Days after its end when a run is pruned (`docs/durability.md`); unset keeps everything."""
 
     max_body_bytes: int = 32 * 1024 * 1024
     """Largest body of a request in bytes, except chat's and an upload's file. Parsed, its JSON may
@@ -114,7 +116,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = 256 * 1024 * 1024
     """Largest file of a dataset in bytes, and most bytes of lines taken from a Hub dataset."""
     max_chat_in_flight: int = 256
-    """Of one process; more are answered 429."""
+    """Chat requests that one process answers at once; more are answered 429."""
 
     @field_validator("judge_addresses")
     @classmethod

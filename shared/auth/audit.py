@@ -1,4 +1,4 @@
-"""Who did what, written in the transaction that does it."""
+"""The audit log: events are written in the transaction that does what they tell."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from shared.db.tables import AuditEvent
 
 
 def record(session: Session, action: str, subject: object, **data: Any) -> None:
-    """By whoever's request is being answered; `data` holds no prompt, thought or key."""
+    """Record an action of the current caller. `data` must hold no prompt, thought or key."""
     caller = CALLER.get()
     session.add(
         AuditEvent(

@@ -21,32 +21,33 @@ from shared.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 FRESH_SECONDS = 1.0
-"""Older than that, the next request has another look made, and does not wait for it."""
+"""Age of the keys after which the next request starts a refresh, and does not wait for it."""
 MAX_AGE_SECONDS = 5.0
-"""Older than that, it waits."""
+"""Age of the keys after which a request waits for a refresh."""
 AWAY_SECONDS = 600.0
+"""Age up to which the keys are used while the database is away."""
 APART_SECONDS = 0.2
-"""Between two looks, however many unknown keys come."""
+"""Least seconds between two refreshes, however many unknown keys come."""
 PATIENCE_SECONDS = 2.0 * AWAY_AFTER_SECONDS
-"""With a look that Postgres neither answers nor refuses."""
+"""Most seconds to wait for a refresh that Postgres neither answers nor refuses."""
 
 
 class KeyCache:
-    """The newest answer to "whose key is this"."""
+    """Callers by key, refreshed from the database in the background."""
 
     def __init__(self) -> None:
         self._callers: dict[str, Caller] = {}
         self._looked_at = -math.inf
-        """When the last look that succeeded began."""
+        """Time at which the last successful refresh began."""
         self._failed_at = -math.inf
         # One thread: looks that are asked for at the same time become one.
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="keys")
 
     async def find(self, key: bytes) -> Caller | None:
-        """Whose key it is; None where it is unknown or revoked.
+        """Return the key's caller, or None for a key that is unknown or revoked.
 
         Raises:
-            Unavailable: that cannot be known, for the database is away.
+            Unavailable: the database is away and the key is not in memory.
         """
         hashed, now = digest(key), time.monotonic()
         known = self._callers.get(hashed)
@@ -65,7 +66,7 @@ class KeyCache:
         return known
 
     def _holds(self, now: float) -> bool:
-        """Whether what is known is true enough; while looks fail, not every request waits."""
+        """True if the keys are fresh enough. While refreshes fail, not every request waits."""
         age = now - self._looked_at
         failing = now - self._failed_at < MAX_AGE_SECONDS
         return age < MAX_AGE_SECONDS or (failing and age < AWAY_SECONDS)
@@ -79,7 +80,7 @@ class KeyCache:
             raise _away() from None
 
     def _look_since(self, moment: float) -> None:
-        """Unless one has begun since then. Raises `Unavailable` where it failed."""
+        """Refresh the keys, unless a refresh has begun since. Raises `Unavailable` if it failed."""
         if self._looked_at > moment:
             return
         if self._failed_at <= moment:
@@ -104,7 +105,7 @@ def _away() -> Unavailable:
 
 
 def _read() -> dict[str, Caller]:
-    """Callers by the hashes of the keys that are not revoked."""
+    """Read the callers of all live keys, by the hash of the key."""
     query = select(
         ApiKey.sha256,
         ApiKey.id,

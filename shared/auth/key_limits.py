@@ -1,4 +1,4 @@
-"""How much a key may ask of one process: requests in any minute, and requests at once."""
+"""Rate limits of a key in one process: requests in any minute, and requests at once."""
 
 import math
 import time
@@ -19,12 +19,12 @@ class Limits:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._begun: defaultdict[uuid.UUID | None, deque[float]] = defaultdict(deque)
-        """Beginnings of the last minute."""
+        """Start times of each key's requests in the last minute."""
         self._at_once: defaultdict[uuid.UUID | None, int] = defaultdict(int)
 
     @contextmanager
     def counted(self, caller: Caller) -> Iterator[None]:
-        """A request of this caller, as long as the block lasts. Raises `TooManyRequests`."""
+        """Count a request of this caller while the block lasts. Raises `TooManyRequests`."""
         self._check_at_once(caller)
         self._check_minute(caller)
         key = caller.key_id

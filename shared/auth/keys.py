@@ -1,4 +1,4 @@
-"""API keys: how one is made and kept, and who comes with it."""
+"""API keys: making and hashing them, and the caller behind one."""
 
 import hashlib
 import secrets
@@ -17,7 +17,7 @@ EVERY_SCOPE = frozenset(Scope)
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, by the key of the request. Limits are None where the key has none."""
+    """The owner of a request's key. Limits are None where the key has none."""
 
     key_id: uuid.UUID | None
     """None for the platform itself, when it asks on nobody's behalf."""
@@ -27,20 +27,20 @@ class Caller:
 
 
 CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
-"""Of the request that is being answered."""
+"""Caller of the request that is being answered."""
 
 
 def new_key() -> str:
-    """32 random bytes behind a prefix that scanners for lost secrets can know it by."""
+    """Make a key: 32 random bytes behind a prefix that scanners for leaked secrets recognise."""
     return f"ftk_{secrets.token_urlsafe(32)}"
 
 
 def digest(key: bytes) -> str:
-    """What is kept of a key. Nobody guesses 32 random bytes, so a slow hash would add nothing."""
+    """Hash a key for the database. Nobody guesses 32 random bytes, so a fast hash is enough."""
     return hashlib.sha256(key).hexdigest()
 
 
 def service_caller(on_behalf_of: uuid.UUID | None) -> Caller:
-    """Whoever has the service key: another service, or who makes the first key. Thoughts pass
-    between processes by the database only."""
+    """Make the caller with the service key: another service, or the user who makes the first key.
+    It may not read thoughts, which pass between processes by the database only."""
     return Caller(on_behalf_of, EVERY_SCOPE - {Scope.thoughts})

@@ -1,4 +1,4 @@
-"""Which scope a route asks of a key. What is not listed here is answered to nobody."""
+"""Scope that each route needs. A route that is not listed here is closed to every key."""
 
 from collections.abc import Iterator
 
@@ -65,7 +65,8 @@ ROUTES = {
         GET  /audit
     """,
 }
-"""Of every service. `thoughts` opens no route: it adds thoughts to what `iterate` lists."""
+"""Routes of all services by scope. `thoughts` opens no route: it adds thoughts to the answers of
+`iterate`."""
 
 
 def _listed() -> Iterator[tuple[tuple[str, str], Scope]]:
@@ -84,7 +85,7 @@ _TEMPLATES = [
 
 
 def scope_of(method: str, path: str) -> Scope | None:
-    """The scope that a request asks for; None where no listed route takes it."""
+    """Return the scope that a request needs; None where no listed route takes it."""
     exact = LISTED.get((method, path))
     if exact is not None:
         return exact

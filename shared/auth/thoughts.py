@@ -1,4 +1,4 @@
-"""Whether the request that is being answered may read thoughts."""
+"""Permission of a request to read thoughts."""
 
 from typing import Annotated
 
@@ -16,9 +16,10 @@ async def _may_read() -> bool:
 
 
 MayReadThoughts = Annotated[bool, Depends(_may_read)]
-"""Without it a route shows responses only."""
+"""True if the caller has the scope `thoughts`; without it a route shows responses only."""
 
 
 def shown(row: Completion, fmt: ThoughtFormat, thoughts: bool) -> str | None:
-    """A completion's response; without `thoughts`, less those that the model wrote in it."""
+    """Return a completion's response; without `thoughts`, thoughts that the model wrote in it are
+    removed."""
     return row.response if thoughts else visible(row.response, fmt, forced=row.forced)

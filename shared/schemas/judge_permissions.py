@@ -1,4 +1,4 @@
-"""What of a judge is the operator's to allow: its address, the key that goes there, its own code.
+"""Checks that the operator allows a judge's address, and the key sent there, or its own code.
 
 A request that could name any address would have a worker call what only it can reach, one that
 could name any key would have it sent anywhere, and one that could name any code would run it.

@@ -1,4 +1,4 @@
-"""Which judge scores, and with which settings; `workers/judges/` holds one file a kind."""
+"""Judges and their settings; `workers/judge/` runs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Address = Annotated[str, AfterValidator(normalized_url)]
 
 
 class Needs(enum.StrEnum):
-    """What of its worker's machine a judge uses."""
+    """Part of its worker's machine that a judge uses."""
 
     nothing = "nothing"
     engine = "engine"
@@ -36,7 +36,7 @@ class _Judge(RequestModel):
 
     @property
     def compares(self) -> bool:
-        """Whether a score says only how a response stands among those it was judged with.
+        """True if a score says only how a response ranks among those it was judged with.
 
         Then all responses to an instruction are judged together, and models are compared response
         against response."""
@@ -58,9 +58,9 @@ class RewardModelSpec(_Judge):
     revision: str | None = Field(default=None, min_length=1, max_length=100)
     """Branch, tag or commit of a Hugging Face id."""
     trust_remote_code: bool = False
-    """Runs the model's own Python code; its output's `score` is taken where it has one."""
+    """Run the model's own Python code, and take the `score` of its output where it has one."""
     batch_tokens: int = Field(default=16_384, ge=128, le=1_048_576)
-    """Most tokens in one forward pass, padding included; a longer chat has one to itself."""
+    """Maximum tokens in one forward pass, padding included; a longer chat gets a pass to itself."""
     runner: Literal["auto", "transformers", "vllm"] = "auto"
 
     @property
@@ -73,14 +73,14 @@ class RewardModelSpec(_Judge):
 
 
 class Pairwise(_Judge):
-    """Which of two responses is better, asked in the Self-Taught Evaluator's format; the scores
-    are Elo ratings, in nats."""
+    """Compares two responses at a time in the Self-Taught Evaluator's format. Scores are Elo
+    ratings, in nats."""
 
     share: float = Field(default=1.0, gt=0, le=1)
-    """Of all ordered pairs of the responses to one instruction, how many are compared. At 1 that
-    is K(K-1) calls; at a third the ranking is nearly the same (`docs/judges.md`)."""
+    """Fraction of the ordered response pairs per instruction that the judge compares. All of them
+    are K(K-1) calls; with a third the ranking is nearly the same (`docs/judges.md`)."""
     max_tokens: int = Field(default=2048, ge=1, le=32_768)
-    """Of a verdict with its reasons."""
+    """Maximum tokens of a verdict, including its reasoning."""
 
     @property
     def compares(self) -> bool:
@@ -91,13 +91,14 @@ class Pointwise(_Judge):
     """A score from 0 to 10 by a rubric."""
 
     rubric: str | None = Field(default=None, min_length=1, max_length=20_000)
-    """What a good response is; absent: `workers/judge/llm/verdicts.py` has one."""
+    """Description of a good response. Without it a general rubric is used."""
     samples: int = Field(default=1, ge=1, le=64)
-    """How many scores are averaged; more than one is sampled at temperature 1."""
+    """Number of scores that are averaged; several are sampled at temperature 1."""
     expected: bool = False
-    """Take the mean over the probabilities of the score's token, asked for without reasons and
-    from 0 to 9."""
+    """Compute the score as the mean over the probabilities of its token. The judge is then asked
+    for a score from 0 to 9, without reasoning."""
     max_tokens: int = Field(default=1024, ge=1, le=32_768)
+    """Maximum tokens of a verdict, including its reasoning."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -108,7 +109,7 @@ class Pointwise(_Judge):
 
 class _OnEngine(_Judge):
     model: str = Field(min_length=1, max_length=500)
-    """A registered model."""
+    """Registered model that judges: its id, `name@v1`, or `name` for the latest version."""
 
     @property
     def needs(self) -> Needs:
@@ -124,21 +125,22 @@ class PointwiseSpec(_OnEngine, Pointwise):
 
 
 class OpenAISpec(_Judge):
-    """Either of the two at an OpenAI-compatible address."""
+    """A pairwise or pointwise judge behind an OpenAI-compatible address."""
 
     kind: Literal["openai"]
     model: str = Field(min_length=1, max_length=500)
     base_url: Address = "https://api.openai.com/v1"
-    """One that the operator allows, by FORETHOUGHT_JUDGE_ADDRESSES."""
+    """Base address of the API; the operator must allow it in FORETHOUGHT_JUDGE_ADDRESSES."""
     sends_sampling: bool = True
-    """False for models that take neither temperature nor seed."""
+    """Send temperature and seed; false for models that refuse them."""
     pairwise: Pairwise | None = None
     pointwise: Pointwise | None = None
     requests_per_minute: int = Field(default=600, ge=1, le=1_000_000)
     concurrency: int = Field(default=16, ge=1, le=1024)
     price_in: float = Field(default=0.0, ge=0)
+    """Dollars per million prompt tokens, for the report."""
     price_out: float = Field(default=0.0, ge=0)
-    """Dollars a million tokens, for the report."""
+    """Dollars per million output tokens, for the report."""
 
     @model_validator(mode="after")
     def _one_method(self) -> Self:
@@ -191,13 +193,13 @@ _SPEC: TypeAdapter[Any] = TypeAdapter(JudgeSpec)
 
 
 def judge_spec(value: Any) -> AnySpec:
-    """Of its JSON. Raises `ValidationError`."""
+    """Parse a judge's JSON. Raises `ValidationError`."""
     spec: AnySpec = _SPEC.validate_python(value)
     return spec
 
 
 def model_of(spec: AnySpec) -> str | None:
-    """The registered model that it asks on the worker's engine."""
+    """Return the registered model that the judge runs on the worker's engine, if any."""
     match spec:
         case PairwiseSpec() | PointwiseSpec():
             return spec.model
@@ -207,7 +209,7 @@ def model_of(spec: AnySpec) -> str | None:
 
 
 def with_model(spec: AnySpec, change: Callable[[str], str]) -> AnySpec:
-    """The same with another name of that model."""
+    """Return the judge with the name of its registered model changed."""
     match spec:
         case PairwiseSpec() | PointwiseSpec():
             return spec.model_copy(update={"model": change(spec.model)})

@@ -1,4 +1,4 @@
-"""What crosses a process as JSON: requests of the job services and of the coordinator."""
+"""Requests of the job services and of the coordinator, as JSON."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from shared.thinking.sampling import Sampling, refuse_equal_samples
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 """Names of datasets and model families: safe in paths and in `name@v1`."""
 DIRECT = "-direct"
-"""Ends the name of the family that a direct baseline makes."""
+"""Suffix of the family name of a direct baseline's models."""
 ModelRef = Annotated[str, Field(min_length=1, max_length=500)]
 """A registered model: its id, `name@v1`, or `name` (the latest version)."""
 ThinkingEffort = Literal["minimal", "low", "medium", "high", "xhigh", "max"]
 Effort = Literal["none", ThinkingEffort]
 """OpenAI's `reasoning_effort`."""
 MAX_COMPARED = 64
-"""Responses to one instruction: as many as `Sampling.samples` may be."""
+"""Maximum responses to one instruction, the same as of `Sampling.samples`."""
 Text = Annotated[str, Field(min_length=1, max_length=200_000)]
 
 
 class InlinePrompt(RequestModel):
     text: Text
     category: str | None = Field(default=None, max_length=200)
-    """Reports show scores by it."""
+    """Category of the prompt; reports show a score for each."""
     checks: list[Check] = Field(default_factory=list, max_length=32)
 
 
 def _as_thought_format(value: Any) -> Any:
-    """Of a name the format that it stands for."""
+    """Look up a format that is given by name."""
     if isinstance(value, str):
         if value not in FORMATS:
             raise ValueError(f"unknown thought format {value!r}; known: {', '.join(FORMATS)}")
@@ -60,7 +60,7 @@ class GenerateRequest(RequestModel):
     split: Literal["train", "validation"] = "train"
     sampling: Sampling = Sampling()
     shard_size: int = Field(default=16, ge=1, le=1024)
-    """Prompts in a shard, the unit that is committed and retried."""
+    """Number of prompts in a shard, the unit that is committed and retried."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -85,8 +85,8 @@ class JudgeRequest(RequestModel):
     items: list[JudgeItem] = Field(default_factory=list, max_length=100_000)
     generate_job_id: uuid.UUID | None = None
     against_generate_job_id: uuid.UUID | None = None
-    """A finished job on the same prompts: a score is then the share of its responses to the same
-    prompt that a response wins against."""
+    """Finished generate job on the same prompts. A score is then the share of that job's responses
+    to the prompt that a response wins against."""
     shard_size: int = Field(default=256, ge=1, le=10_000)
 
     @model_validator(mode="after")
@@ -131,26 +131,27 @@ class Training(RequestModel):
     loss: Literal["dpo", "irpo"] = "dpo"
     beta: float = Field(default=0.1, gt=0, le=10)
     irpo_alpha: float = Field(default=1.0, ge=0, le=100)
-    """Weight of the NLL term of `irpo`."""
+    """Weight of the negative log-likelihood term of the loss `irpo`."""
     learning_rate: float = Field(default=5e-7, gt=0, le=1)
     epochs: int = Field(default=1, ge=1, le=100)
     batch_size: int = Field(default=32, ge=1, le=4096)
-    """Pairs in an optimizer step."""
+    """Number of pairs in an optimizer step."""
     micro_batch_size: int = Field(default=4, ge=1, le=512)
-    """Pairs in one forward pass; the rest is gradient accumulation."""
+    """Number of pairs in one forward pass; gradients accumulate up to `batch_size`."""
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_length: int = Field(default=4096, ge=16, le=1_048_576)
-    """Tokens of prompt and output; a longer pair is left out and counted, none is cut."""
+    """Maximum tokens of prompt and output together. Longer pairs are left out and counted; no pair
+    is cut."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: LoraSettings | None = None
-    """Train an adapter and merge it; full fine-tuning when absent."""
+    """Settings of an adapter that is trained and merged; without them all weights are trained."""
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     report_to: list[Literal["mlflow", "trackio"]] = Field(default_factory=list, max_length=2)
-    """Who is told each step's figures; `docs/metrics.md` says what the worker needs for it."""
+    """Experiment trackers that receive the metrics of each step (`docs/metrics.md`)."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Passed on to `trl.DPOConfig` as given."""
+    """Further arguments of `trl.DPOConfig`, passed on as given."""
 
 
 class TrainRequest(RequestModel):
@@ -169,10 +170,10 @@ class TrainRequest(RequestModel):
 
 
 class Resume(RequestModel):
-    """Takes up again what failed or was cancelled."""
+    """Continues an iteration or job that failed or was cancelled."""
 
     training: Training | None = None
-    """Replaces all settings of a training that has not succeeded; it begins anew on its pairs."""
+    """New settings for a training that has not succeeded; it starts again from its pairs."""
 
 
 class LengthControl(RequestModel):
@@ -181,7 +182,7 @@ class LengthControl(RequestModel):
 
 class Pairing(RequestModel):
     max_parse_failure_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Most of an iteration's pairs whose rejected output does not parse."""
+    """Maximum fraction of an iteration's pairs whose rejected output does not parse."""
 
 
 class Validation(RequestModel):
@@ -191,8 +192,8 @@ class Validation(RequestModel):
     checkpoints: Literal["all", "last"] = "all"
     """Judge the checkpoint of each epoch and keep the best, or take the last one."""
     judge: JudgeSpec | None = None
-    """Who judges models, if not who judges training outputs: what a model was trained to please
-    flatters it."""
+    """Judge of the models; by default the judge of training outputs. A separate one is fairer: a
+    judge that a model was trained to please flatters it."""
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
@@ -209,10 +210,11 @@ class IterationRequest(RequestModel):
     thought_format: Format = GENERIC
     dataset: Name | None = None
     prompts: list[InlinePrompt] = Field(default_factory=list, max_length=100_000)
-    """Training prompts given inline instead of a dataset, with `validation_prompts`."""
+    """Training prompts given in the request instead of a dataset; `validation_prompts` are required
+    with them."""
     validation_prompts: list[InlinePrompt] = Field(default_factory=list, max_length=100_000)
     prompts_per_iteration: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Fresh training prompts each iteration takes; by default an equal share for each."""
+    """Number of fresh training prompts per iteration; by default an equal share of all prompts."""
     count: int = Field(default=1, ge=1, le=100)
     sampling: Sampling = Sampling()
     judge: JudgeSpec = VerifierSpec()
@@ -221,9 +223,9 @@ class IterationRequest(RequestModel):
     training: Training = Training()
     validation: Validation = Validation()
     baseline: bool = False
-    """Also starts a run that does the same without thoughts, to compare with."""
+    """Start a second run that does the same without thoughts, for comparison."""
     promote: Literal["never", "always", "if_better"] = "if_better"
-    """`if_better`: promoted when its validation score is above the seed's."""
+    """When chat gets the new model; `if_better`: when its validation score is above the seed's."""
     shard_size: int = Field(default=16, ge=1, le=1024)
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = (
         Field(default_factory=dict, max_length=16)
@@ -231,7 +233,7 @@ class IterationRequest(RequestModel):
 
     @property
     def evaluating_judge(self) -> AnySpec:
-        """Who judges models."""
+        """The judge of the models."""
         return self.validation.judge or self.judge
 
     @model_validator(mode="after")
@@ -273,8 +275,9 @@ class Promotion(RequestModel):
     """
 
     name: Name | None = None
-    """Of a checkpoint that has none yet: it becomes the next version of this family."""
+    """Family that a checkpoint without a name becomes the next version of."""
     thought_format: Format | None = None
     thought_budgets: dict[ThinkingEffort, Annotated[int, Field(ge=0, le=10**6)]] | None = None
-    """Most tokens of a thought for each `reasoning_effort`. Those not named are a share of the
-    budget that the model was trained with: `medium` is all of it. Absent: as they were."""
+    """Maximum tokens of a thought for each `reasoning_effort`. An effort that is not named gets a
+    share of the budget that the model was trained with (`medium`: all of it). Without this field
+    the budgets stay as they are."""

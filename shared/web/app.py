@@ -26,7 +26,7 @@ from shared.web.large_bodies import LargeBodies
 from shared.web.limits import RequestLimits
 
 READY_SECONDS = 1.0
-"""How long an answer of `/readyz` is given again: asking costs a connection to each server."""
+"""Seconds for which an answer of `/readyz` is reused: asking costs a connection to each server."""
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "OpenAI's error envelope: the request's fault"},
     "5XX": {"description": "OpenAI's error envelope: ours"},
@@ -46,7 +46,7 @@ def create_app(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
     uploads: Collection[str] = (),
 ) -> FastAPI:
-    """`uploads` are the paths that take a file, which may be larger than other bodies."""
+    """Make a service's application. `uploads` are paths that take a file, which may be larger."""
     log.configure(service)
     app = _Api(title=f"Forethought: {service}", lifespan=lifespan, responses=ERRORS)
     for router in routers:
@@ -65,7 +65,7 @@ def create_app(
 
 
 class _Api(FastAPI):
-    """Describes which scope each of its routes asks of a key."""
+    """Adds to the OpenAPI description which scope each route needs."""
 
     def openapi(self) -> dict[str, Any]:
         schema = super().openapi()
@@ -100,7 +100,7 @@ def _health_router() -> APIRouter:
 
 
 class _Readiness:
-    """Whether the database and the broker answer, asked once a second however many ask us."""
+    """Answer of `/readyz`, which asks the database and the broker at most once a second."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -132,8 +132,8 @@ def _ask_dependencies() -> dict[str, str]:
 
 
 class _Observed:
-    """Request id in and out, one log line and one measurement a request, and an answer where the
-    service failed to give one. Plain ASGI: a `BaseHTTPMiddleware` would buffer streams."""
+    """ASGI middleware: passes the request id on, writes a log line and metrics for each request,
+    and answers 500 where the service failed. (A `BaseHTTPMiddleware` would buffer streams.)"""
 
     def __init__(self, app: ASGIApp, service: str) -> None:
         self.app = app
@@ -192,7 +192,8 @@ class _Observed:
 
 
 def _ids(scope: Scope) -> dict[str, str]:
-    """Of the iteration or job in the path: what a route binds ends with its own context."""
+    """Find the ids of the iteration and job in the path. What a route itself bound to its log lines
+    is gone by now."""
     named = scope.get("path_params", {})
     found = {}
     for what in ("iteration", "job"):

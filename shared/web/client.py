@@ -24,8 +24,8 @@ class ServiceError(PlatformError):
 
 
 class ServiceClient:
-    """A service by its address, asked with this key, and on behalf of whoever's request is being
-    answered. Every call is safe to repeat, so lost connections are retried."""
+    """Client of one service. It names the API key whose request is being answered. Every call is
+    safe to repeat, so lost connections are retried."""
 
     def __init__(self, base_url: str, key: str) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -73,7 +73,8 @@ class ServiceClient:
 
 
 def _about() -> dict[str, str]:
-    """Whose request is being answered and which: audit and log of the service asked name both."""
+    """Make headers with the caller's key and the request's id, for the other service's audit and
+    log."""
     headers, caller = {}, CALLER.get()
     if caller is not None and caller.key_id is not None:
         headers[ON_BEHALF_OF_HEADER] = str(caller.key_id)

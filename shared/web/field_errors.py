@@ -1,4 +1,4 @@
-"""What is wrong with a client's input, and in which field of it: JSON, query or form."""
+"""Errors in a client's input, each with its field: JSON, query or form."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -21,13 +21,13 @@ MESSAGES = {
 
 @dataclass(frozen=True)
 class FieldError:
-    """`path` is empty where the input as a whole is meant. Holds nothing of the input but names."""
+    """An error in one field, or in the whole input where `path` is empty. It quotes no value."""
 
     path: tuple[str, ...]
     message: str
     code: str
     is_of_type: bool
-    """Whether the input is of another type; then its values were not looked at."""
+    """True if the input has the wrong type; then its values were not checked."""
 
     @property
     def field(self) -> str:
@@ -35,8 +35,8 @@ class FieldError:
 
 
 def field_error(errors: Sequence[Any], given: Any) -> FieldError:
-    """The first error. Of a union, whose types fail each in its own way, it is that of the type
-    which `given` fits best, or of all where they are equally near."""
+    """Choose the error to report. It is the first, but for a union, whose types each fail in their
+    own way: then it is the error of the type that `given` fits best."""
     first, union = _read(errors[0], given)
     if union is None:
         return first
@@ -56,7 +56,7 @@ def _nearness(error: FieldError) -> tuple[int, bool]:
 
 
 def _read(error: Any, given: Any) -> tuple[FieldError, tuple[str, ...] | None]:
-    """With the path of the outermost union on its way, if there is one."""
+    """Read a Pydantic error, and find the path of the outermost union that contains it."""
     path, union = _path(error["loc"], given, error["type"] == "missing")
     message = MESSAGES.get(error["type"], error["msg"]).removeprefix("Value error, ")
     if error["type"].startswith("union_tag_"):  # of a union told apart by a field, such as kind
@@ -76,7 +76,7 @@ def _read(error: Any, given: Any) -> tuple[FieldError, tuple[str, ...] | None]:
 def _path(
     loc: Iterable[Any], given: Any, is_missing: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """The parts of `loc` that are in the input. Others tell which type of a union was tried."""
+    """Select the parts of `loc` that are in the input; others name the types of a union."""
     parts = tuple(loc)
     if not isinstance(given, dict | list):
         return tuple(str(part) for part in parts), None
@@ -104,7 +104,7 @@ def _alternatives(messages: Iterable[str]) -> str:
 
 
 def _printable(text: str) -> str:
-    """A name in the input may hold what no answer can."""
+    """Replace what an answer cannot hold, such as a lone surrogate in a field's name."""
     return text.encode(errors="replace").decode()
 
 

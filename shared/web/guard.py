@@ -1,4 +1,4 @@
-"""The guard before every application: whose key, whether it may, and whether it may yet."""
+"""Authentication, authorisation and rate limits, before anything of a request's body is read."""
 
 import hmac
 import uuid
@@ -50,8 +50,7 @@ class Guard:
             await self.app(scope, receive, send)
 
     def _check(self, scope: Scope, caller: Caller) -> None:
-        """Raises `Forbidden`. A path that no route takes passes: the application says what it is
-        to who has a key."""
+        """Raises `Forbidden`. A path that no route takes passes: the application answers 404."""
         wanted = scope_of(scope["method"], route_path(scope))
         if wanted is None:
             if any(route.matches(scope)[0] is Match.FULL for route in self.routes):
@@ -86,8 +85,8 @@ async def _caller(scope: Scope) -> Caller:
 
 
 def _only(scope: Scope, header: str) -> bytes:
-    """A header's value, empty where there is none. Of several, a proxy may have looked at another
-    than we would."""
+    """Return a header's value, or nothing. Raises `InvalidRequest` for a header given twice: a
+    proxy may have read the other one."""
     name = header.lower().encode()
     found = [value for given, value in scope["headers"] if given == name]
     if len(found) > 1:

@@ -28,7 +28,7 @@ class KeyReused(InvalidRequest):
 
 
 class Once:
-    """Creates once for a request's key, in the request's own transaction."""
+    """Creates something once per `Idempotency-Key`, in the request's own transaction."""
 
     def __init__(
         self, request: Request, response: Response, session: SessionDep, key: KeyHeader = None
@@ -68,8 +68,8 @@ class Once:
         return created
 
     def answered(self, body: BaseModel, read: type[Body]) -> Body | None:
-        """A repeat's stored answer, looked up in a transaction of its own: for what takes too long
-        to be done inside the call."""
+        """Look up the stored answer to a repeat, in a transaction of its own. Use it where creating
+        takes too long to be done inside the call."""
         if self._key is None:
             return None
         with transaction() as session:

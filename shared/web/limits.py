@@ -1,4 +1,4 @@
-"""How large and how slow a request may be: its head, its body, and all bodies of the process."""
+"""Limits of a request's size and slowness, and of all bodies that a process holds."""
 
 import asyncio
 import time

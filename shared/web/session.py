@@ -1,4 +1,4 @@
-"""The session of a request, apart from `shared.db.engine`, which workers use without FastAPI."""
+"""Database session of a request."""
 
 from collections.abc import Iterator
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""What was done with which key."""
+"""The route that lists what was done with which key."""
 
 import uuid
 from datetime import timedelta
@@ -22,7 +22,7 @@ class AuditRead(ResponseModel):
     id: int
     object: Literal["audit_event"] = "audit_event"
     key_id: uuid.UUID | None
-    """None: the platform itself, or who has the service key."""
+    """Id of the key used; null for the platform itself and for the service key."""
     key_name: str | None = None
     action: str
     subject: str

@@ -22,12 +22,12 @@ router = APIRouter(tags=["keys"])
 
 class KeyRequest(RequestModel):
     name: Name
-    """Whose it is or what for; two keys may have the same."""
+    """Name of the key's owner or purpose; several keys may have the same."""
     scopes: frozenset[Scope] = Field(min_length=1)
     requests_per_minute: int | None = Field(default=None, ge=1, le=100_000)
-    """In any 60 seconds, of one process; none is no limit."""
+    """Maximum requests in any 60 seconds to one process; unlimited when absent."""
     concurrent_requests: int | None = Field(default=None, ge=1, le=10_000)
-    """At once, of one process; a stream is one until its end."""
+    """Maximum requests at once to one process; a stream counts until its end."""
 
 
 class KeyRead(ResponseModel):
@@ -51,7 +51,7 @@ class KeyRead(ResponseModel):
 
 class KeyCreated(KeyRead):
     key: str
-    """Shown this once: only its hash is kept."""
+    """The key itself. It is shown only here: the platform keeps its hash alone."""
 
 
 @router.post("/keys", status_code=201)
