@@ -32,7 +32,8 @@ class Conversation:
         question = by_role.get("user") or by_role["system"]
         question["content"] = served.model.format.prompt(question["content"])
         try:
-            longest = await served.engine.max_model_len()
+            async with served.phase():
+                longest = await served.engine.max_model_len()
         except EngineFailed as error:
             raise without_detail(error) from None
         shown = [] if request.tool_choice == "none" else request.tools
@@ -41,9 +42,10 @@ class Conversation:
     async def render(self) -> list[int]:
         """Raises `InvalidRequest`: too long, or not what the model's template can render."""
         try:
-            if self.tools:
-                await self.served.check_takes_tools()
-            prompt_ids = await self.served.engine.render(self.messages, self.tools)
+            async with self.served.phase():
+                if self.tools:
+                    await self.served.check_takes_tools()
+                prompt_ids = await self.served.engine.render(self.messages, self.tools)
         except EngineRefused:
             raise InvalidRequest(
                 "messages: the model's chat template refuses this order of roles", param="messages"

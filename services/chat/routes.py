@@ -14,7 +14,7 @@ from services.chat.schema import ChatRequest
 from services.chat.served_model import ServedModel
 from services.chat.serving import CACHE
 from services.chat.turn import prepare
-from shared.errors import InvalidRequest, PlatformError
+from shared.errors import InvalidRequest
 
 router = APIRouter(prefix="/v1", tags=["chat"])
 lifespan = serving.lifespan
@@ -22,12 +22,8 @@ lifespan = serving.lifespan
 
 @router.get("/models")
 async def list_models() -> dict[str, Any]:
-    """The served model, as `name@version` and as `name`."""
-    try:
-        model = CACHE.current().model
-    except PlatformError:
-        return {"object": "list", "data": []}
-    return {"object": "list", "data": [_model(model, name) for name in model.names]}
+    """The served models, as `name@version` and as `name`."""
+    return {"object": "list", "data": [_model(model, n) for n, model in CACHE.models.items()]}
 
 
 @router.get("/models/{name}")

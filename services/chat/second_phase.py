@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from services.chat.schema import ChatRequest
-from services.chat.serving import CACHE, Served
+from services.chat.serving import Served
 from services.chat.tool_calls import BEGIN, END, grammar
 from shared.thinking.answer_filter import AnswerFilter
 from shared.thinking.formats import Marks
@@ -88,26 +88,18 @@ class SecondPhase:
         )
 
     async def _drawn(self, prompt: list[int], params: SamplingParams) -> AsyncGenerator[Choice]:
-        """Of one request to the engine. What began on one model is not continued on another."""
-        CACHE.check_still(self.served)
-        begun = False
-        async with aclosing(self._asked(prompt, params)) as pieces:
-            async for piece in pieces:
-                # Not before: the request may have been late at the engine.
-                if not begun and not CACHE.is_sure(self.served):
-                    await self.served.confirm()
-                begun = True
-                yield piece
-
-    async def _asked(self, prompt: list[int], params: SamplingParams) -> AsyncGenerator[Choice]:
+        """The pieces of one request to the engine."""
         engine = self.served.engine
-        if not self.request.stream:
-            [whole] = await engine.complete(prompt, params)
-            yield whole
-            return
-        async with engine.stream(prompt, params) as pieces:
-            async for piece in pieces:
-                yield piece
+        async with self.served.phase() as confirm:
+            if not self.request.stream:
+                [whole] = await engine.complete(prompt, params)
+                await confirm()
+                yield whole
+                return
+            async with engine.stream(prompt, params) as pieces:
+                async for piece in pieces:
+                    await confirm()
+                    yield piece
 
     async def _must_see_special_tokens(self) -> bool:
         """What is looked for in the answer may be a special token, and is in its text only if that

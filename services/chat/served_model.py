@@ -1,9 +1,9 @@
-"""What the database says of the model that chat answers with."""
+"""The models that chat can answer with, read from the database."""
 
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -16,17 +16,17 @@ from shared.thinking.formats import NONE, ThoughtFormat
 
 NOTHING_PROMOTED = "no model is served yet; promote one with POST /models/{id}/promote"
 STALE = timedelta(seconds=60)
-"""The inference process renews its row within some twenty seconds while its engine works."""
+"""An inference process renews its row within some twenty seconds while its engine works."""
 DEFAULT_THOUGHT_TOKENS = 1024
 EFFORT_SHARE: Mapping[Effort, float] = {
     "none": 0, "minimal": 0.125, "low": 0.25, "medium": 1, "high": 2, "xhigh": 4, "max": 4,
 }  # fmt: skip
-"""Thought budget as a share of the one that the model was trained with."""
+"""Thought budget as a share of the budget that the model was trained with."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model that chat answers with. `thought_tokens` is the budget it was trained with."""
+    """A model that chat can answer with."""
 
     id: uuid.UUID
     name: str
@@ -35,9 +35,9 @@ class ServedModel:
     weights_sha256: str
     format: ThoughtFormat
     thought_tokens: int
+    """Budget of a thought in tokens, as in training."""
     thought_budgets: dict[str, int]
-    """Tokens for an effort, where its promotion has set them."""
-    engine_url: str
+    """Tokens for an effort, where the promotion has set them."""
 
     @property
     def ref(self) -> str:
@@ -45,47 +45,62 @@ class ServedModel:
 
     @property
     def names(self) -> tuple[str, str]:
-        """What requests may call it."""
+        """Names that a request may call it by."""
         return self.ref, self.name
 
     def thought_budget(self, effort: Effort) -> int:
-        """Most tokens of a thought."""
+        """Maximum tokens of a thought."""
         given = self.thought_budgets.get(effort)
         return round(self.thought_tokens * EFFORT_SHARE[effort]) if given is None else given
 
 
 @dataclass(frozen=True)
-class Look:
-    """The model that is ready, or None and the reason."""
+class ReadyEngine:
+    """An engine that has a model ready, by the row that its inference process renews."""
 
-    model: ServedModel | None
-    why: str = NOTHING_PROMOTED
+    url: str
+    model: ServedModel
+    renewed_at: datetime
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All engines that are ready, or the reason why none is."""
+
+    engines: tuple[ReadyEngine, ...] = ()
+    """Those of the model promoted last come first."""
+    why: str = ""
     promoted: tuple[str | None, ...] = ()
-    """Names of the one that is to be served."""
+    """Names of the model that is to be served."""
 
 
-def read_serving() -> Look:
+def read_serving() -> Snapshot:
     fresh = (Serving.updated_at > func.now() - STALE).label("fresh")
     query = (
         select(Serving, Model, fresh)
         .outerjoin(Model, Serving.model_id == Model.id)
-        .order_by(Serving.updated_at.desc())
+        .order_by(Model.promoted_at.desc().nulls_last(), Serving.engine_url)
     )
     with Session(failfast_engine()) as session:
         promoted = model_store.last_promoted(session)
         rows = session.execute(query).all()
     names = (model_store.ref(promoted), promoted.name) if promoted else ()
-    for serving, model, is_fresh in rows:
-        if is_fresh and serving.state == "ready" and model and model.name:
-            return Look(_served_model(serving.engine_url, model), "", names)
+    engines = tuple(
+        ReadyEngine(serving.engine_url, _served_model(model), serving.updated_at)
+        for serving, model, is_fresh in rows
+        if is_fresh and serving.state == "ready" and model and model.name
+    )
+    if engines:
+        return Snapshot(engines, "", names)
     if promoted is None:
-        return Look(None)
-    return Look(None, _why_not(promoted, rows[0][0] if rows else None), names)
+        return Snapshot(why=NOTHING_PROMOTED)
+    latest = max((row[0] for row in rows), key=lambda row: row.updated_at, default=None)
+    return Snapshot((), _why_not(promoted, latest), names)
 
 
 def _why_not(promoted: Model, latest: Serving | None) -> str:
-    """The inference process writes its row when a start begins and when it has failed, not while
-    it goes on or waits for the next one."""
+    """An inference process writes its row when a start begins and when it has failed; it does not
+    renew the row during a start, nor while it waits to try again."""
     wanted = model_store.ref(promoted)
     if promoted.name is None:
         return f"the promoted checkpoint {wanted} has no name; promote it again with one"
@@ -95,7 +110,7 @@ def _why_not(promoted: Model, latest: Serving | None) -> str:
     return f"{wanted} is being loaded; retry shortly"
 
 
-def _served_model(engine_url: str, model: Model) -> ServedModel:
+def _served_model(model: Model) -> ServedModel:
     sampling = model.lineage.get("config", {}).get("sampling", {})
     assert model.name is not None
     assert model.version is not None
@@ -109,5 +124,4 @@ def _served_model(engine_url: str, model: Model) -> ServedModel:
         format=ThoughtFormat.model_validate(model.thought_format or NONE.model_dump()),
         thought_tokens=int(sampling.get("max_thought_tokens", DEFAULT_THOUGHT_TOKENS)),
         thought_budgets=model.thought_budgets or {},
-        engine_url=engine_url,
     )

@@ -14,7 +14,7 @@ from services.chat.answer import AnswerReader, Piece
 from services.chat.conversation import Conversation, without_detail
 from services.chat.schema import ChatRequest
 from services.chat.second_phase import SecondPhase
-from services.chat.serving import CACHE, Served
+from services.chat.serving import Served
 from services.chat.tool_calls import ToolCallReader
 from shared.errors import InvalidRequest, PlatformError
 from shared.thinking.generation import SEEDS, render_and_think, think
@@ -92,13 +92,11 @@ class Turn:
         self.usage.reasoning_tokens = sum(thought.tokens for thought in self.thoughts)
 
     async def _first_phase(self, draw: Callable[[], Awaitable[None]]) -> None:
-        CACHE.check_still(self.served)
         try:
-            await draw()
+            async with self.served.phase():
+                await draw()
         except EngineFailed as error:
             raise without_detail(error) from None
-        if not CACHE.is_sure(self.served):
-            await self.served.confirm()
 
     async def _render_and_think(self) -> None:
         """Leaves undone what does not succeed in one request, and is to be done in two."""

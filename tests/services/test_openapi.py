@@ -67,7 +67,7 @@ def served(urls: dict[str, str], clean_database: Engine) -> None:
     """A model to chat with; what a service accepted is not for another test to find."""
     with transaction() as session:
         id_ = factories.served(session, urls["engine"]).id
-    until(lambda: cache.CACHE._served and cache.CACHE._served.model.id == id_, "it serves")
+    until(lambda: id_ in {model.id for model in cache.CACHE.models.values()}, "it serves")
 
 
 def examples_of(app: Any) -> Callable[[Test], Test]:

@@ -1,4 +1,4 @@
-"""A coordinator that serves `demo@v1` from a scripted engine."""
+"""Chat by itself, which serves `demo@v1` from a scripted engine."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 
 from services.chat import serving as serving_cache
-from services.coordinator.app import app
+from services.chat.app import app
 from shared.thinking.formats import GENERIC, ThoughtFormat
 from tests.services.chat.served import serve
 from tests.support import factories, tiny_model
@@ -42,7 +42,7 @@ def fmt() -> ThoughtFormat:
 
 @pytest.fixture
 def served(engine_url: str, url: str, clean_database: Engine, fmt: ThoughtFormat) -> str:
-    """The coordinator's address."""
+    """Chat's address."""
     serve(engine_url, fmt)
     return url
 

@@ -12,12 +12,11 @@ from openai.types.chat import ChatCompletion
 from sqlalchemy import func
 
 from services.chat import admission
-from services.chat.serving import CACHE
 from shared.db.engine import transaction
 from shared.db.tables import Serving
 from shared.thinking.formats import FORMATS
 from tests.services.chat import served as chat
-from tests.services.chat.served import QUESTION, SECRET, THOUGHT, script, thinks
+from tests.services.chat.served import QUESTION, SECRET, THOUGHT, only_model, script, thinks
 from tests.support import factories
 from tests.support.access import HEADERS
 from tests.support.engine_scripts import Play
@@ -310,7 +309,6 @@ def test_more_than_it_can_answer_are_sent_away(
 def test_a_format_without_thoughts_answers_at_once(
     client: openai.OpenAI, scripted: ScriptedEngine, served: str
 ) -> None:
-    assert CACHE._served is not None
     with transaction() as session:
         model = factories.model(
             session,
@@ -319,7 +317,7 @@ def test_a_format_without_thoughts_answers_at_once(
             id=(other := uuid.uuid4()),
         )
         session.query(Serving).update({Serving.model_id: model.id})
-    until(lambda: CACHE._served and CACHE._served.model.id == other, "it serves the other")
+    until(lambda: only_model() == other, "it serves the other")
     scripted.script = lambda *_: "Forty two."
     answer = client.chat.completions.create(model="direct", messages=QUESTION)
     assert answer.choices[0].message.content == "Forty two."

@@ -7,9 +7,8 @@ import httpx2
 import openai
 import pytest
 
-from services.chat.serving import CACHE
 from shared.thinking.formats import GENERIC
-from tests.services.chat.served import QUESTION, THOUGHT, post, replace, script
+from tests.services.chat.served import QUESTION, THOUGHT, only_served, post, replace, script
 from tests.support.access import HEADERS
 from tests.support.scripted_engine import ScriptedEngine
 
@@ -213,8 +212,7 @@ class TestWhatIsSentBack:
     def test_the_fingerprint_is_the_model_s_version(
         self, served: str, engine_url: str, stream: bool
     ) -> None:
-        assert CACHE._served is not None
-        expected = f"fp_{CACHE._served.model.id.hex}"
+        expected = f"fp_{only_served().model.id.hex}"
         assert f'"system_fingerprint":"{expected}"' in post(served, stream=stream).text
         replace(engine_url)
         answer = post(served, model="other", stream=stream)

@@ -8,12 +8,11 @@ import aiohttp
 import httpx2
 import pytest
 
-from services.chat.serving import CACHE
 from shared.thinking.formats import THINK, ThoughtFormat
 from tests.services.chat import fuzz
 from tests.services.chat.cases import FORMATS, Case, case
 from tests.services.chat.outcome import Outcome, ask
-from tests.services.chat.served import QUESTION, post, script
+from tests.services.chat.served import QUESTION, only_served, post, script
 from tests.services.chat.test_tools import TOOLS
 from tests.support import tiny_model
 from tests.support.access import HEADERS
@@ -35,8 +34,7 @@ def usage(answer: httpx2.Response) -> dict[str, Any]:
 
 def forget() -> None:
     """No order of roles is known to be taken: the next request is rendered by itself."""
-    assert CACHE._served is not None
-    CACHE._served.orders.clear()
+    only_served().orders.clear()
 
 
 @pytest.fixture

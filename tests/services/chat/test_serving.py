@@ -1,10 +1,8 @@
 """Which model answers, while models change."""
 
-import threading
 import time
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Any
 
 import httpx2
 import pytest
@@ -17,28 +15,11 @@ from services.chat.serving import CACHE
 from shared.db.engine import get_engine, transaction
 from shared.db.tables import Model, Serving
 from shared.thinking.formats import GENERIC
-from tests.services.chat.served import QUESTION, THOUGHT, replace, script, thinks
+from tests.services.chat.served import THOUGHT, Asked, replace, script, thinks
 from tests.support import factories
 from tests.support.access import HEADERS
 from tests.support.scripted_engine import ScriptedEngine
 from tests.support.waiting import until
-
-
-class Asked(threading.Thread):
-    """A request under way in a thread."""
-
-    def __init__(self, url: str, **fields: Any) -> None:
-        super().__init__()
-        self.url = f"{url}/v1/chat/completions"
-        self.body = {"model": "demo", "messages": QUESTION, "seed": 1} | fields
-        self.start()
-
-    def run(self) -> None:
-        self.answer = httpx2.post(self.url, json=self.body, headers=HEADERS, timeout=60)
-
-    def answered(self) -> httpx2.Response:
-        self.join()
-        return self.answer
 
 
 @pytest.fixture
@@ -188,10 +169,10 @@ def test_a_phase_that_is_late_at_the_engine_is_found_out(
 def test_looks_go_on_after_they_have_failed(
     blind: ScriptedEngine, engine_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = CACHE._looked_at
+    seen = CACHE._refreshed_at
     monkeypatch.undo()
     monkeypatch.setattr(serving_cache, "POLL_INTERVAL_S", 0.05)
-    until(lambda: CACHE._looked_at > seen, "it looks again")
+    until(lambda: CACHE._refreshed_at > seen, "it looks again")
 
 
 def test_a_name_that_cannot_be_looked_up_is_not_said_to_be_unknown(
@@ -208,7 +189,7 @@ def test_one_look_serves_all_that_wait_for_one(
     """Or names that nobody knows, which anybody may ask for, would each cost a query."""
     looks, read = [], served_model.read_serving
 
-    def counted() -> served_model.Look:
+    def counted() -> served_model.Snapshot:
         looks.append(1)
         time.sleep(0.2)
         return read()
@@ -223,12 +204,12 @@ def test_looks_do_not_queue_for_the_pool(served: str) -> None:
     with ExitStack() as taken:
         for _ in range(20):
             taken.enter_context(get_engine().connect())
-        seen = CACHE._looked_at
-        until(lambda: CACHE._looked_at > seen, "it looks", 5)
+        seen = CACHE._refreshed_at
+        until(lambda: CACHE._refreshed_at > seen, "it looks", 5)
 
 
 def why_not(url: str) -> str:
-    until(lambda: CACHE._served is None, "the coordinator sees that")
+    until(lambda: not CACHE._served, "the coordinator sees that")
     answer = Asked(url).answered()
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) > 0

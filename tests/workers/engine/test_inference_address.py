@@ -72,12 +72,11 @@ def test_the_coordinator_is_told_the_advertised_address(
         engine = ManagedEngine(0, "engine", url)
         inference = Inference(engine, threading.Event())
         inference.look()
-        served = read_serving().model
+        ready = [engine.url for engine in read_serving().engines]
         inference.leave()
         engine.close()
     get_settings.cache_clear()
 
-    assert served is not None
-    assert served.engine_url == "http://inference:8012"
+    assert ready == ["http://inference:8012"]
     with transaction() as session:
         assert session.scalars(sqlalchemy.select(Serving)).all() == []
