@@ -46,12 +46,13 @@ class Conversation:
                 if self.tools:
                     await self.served.check_takes_tools()
                 prompt_ids = await self.served.engine.render(self.messages, self.tools)
-        except EngineRefused:
+        except EngineFailed as error:
+            # vLLM names the field that it refuses, but none when a template raises an error.
+            if not isinstance(error, EngineRefused) or error.field:
+                raise without_detail(error) from None
             raise InvalidRequest(
                 "messages: the model's chat template refuses this order of roles", param="messages"
             ) from None
-        except EngineFailed as error:
-            raise without_detail(error) from None
         if len(prompt_ids) >= self.longest:
             raise InvalidRequest(
                 f"messages: {len(prompt_ids)} tokens with the thought prompt, and the model's "

@@ -160,19 +160,24 @@ class engine_errors:
 
 def error_of(status: int, content: bytes) -> EngineFailed:
     """Of an answer with such a status and body."""
-    kind = EngineAway if status == 503 else EngineRefused if status < 500 else EngineFailed
+    error = _error_object(content)
+    kind = EngineAway if status == 503 else EngineFailed
+    # A 404 of a wrong address, or a proxy's own 400, says nothing about the request.
+    if status in (400, 413, 422) and error is not None:
+        kind = EngineRefused
     return kind(
         f"the engine answered with status {status}",
         engine_status=status,
-        field=_field_of(content),
+        # Of the whole request, such as `response_format`.
+        field=str((error or {}).get("param") or "").removeprefix("body.").partition(".")[0] or None,
         detail=content[-DETAIL_BYTES:].decode(errors="replace"),
         retry_after=5 if status == 503 else None,
     )
 
 
-def _field_of(content: bytes) -> str | None:
-    """Of the whole request, such as `response_format`."""
+def _error_object(content: bytes) -> dict[str, Any] | None:
+    """The error in OpenAI's form, which vLLM itself answers with."""
     with suppress(ValueError, LookupError, TypeError):
-        named = orjson.loads(content)["error"]["param"]
-        return str(named).removeprefix("body.").partition(".")[0] if named else None
+        error = orjson.loads(content)["error"]
+        return error if isinstance(error, dict) else None
     return None

@@ -66,6 +66,8 @@ class ScriptedEngine:
     refuses: str = ""
     """A field of a generation request that is answered with status 400. As vLLM does it, all but
     a grammar is named."""
+    render_answer: Response | None = None
+    """What each rendering of messages is answered with."""
     chats_with_ids: bool = True
     """Not so in older ones."""
     token_seconds: float = 0.0
@@ -195,7 +197,8 @@ class ScriptedEngine:
         while self.hangs:
             await asyncio.sleep(0.1)
         if self.status != 200:
-            return PlainTextResponse("it failed over: secret thought", self.status)
+            error = {"message": "it failed over: secret thought", "param": None}
+            return JSONResponse({"error": error}, self.status)
         if self.refuses in body:
             param = None if self.refuses == "response_format" else self.refuses
             return JSONResponse({"error": {"message": "it is bad: secret", "param": param}}, 400)
@@ -318,6 +321,8 @@ class ScriptedEngine:
 
     async def tokenize(self, request: Request) -> Response:
         body = orjson.loads(await request.body())
+        if self.render_answer and "messages" in body:
+            return self.render_answer
         if "messages" not in body:
             return JSONResponse({"tokens": self.encode(body["prompt"])[0]})
         return JSONResponse({"tokens": self.encode(self.prompt(body))[0]})

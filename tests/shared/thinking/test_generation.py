@@ -225,7 +225,8 @@ def test_a_response_that_has_no_room_left_is_truncated(run: Run, engine: Scripte
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(500, EngineFailed), (503, EngineAway), (400, EngineRefused)]
+    ("status", "kind"),
+    [(500, EngineFailed), (503, EngineAway), (400, EngineRefused), (404, EngineFailed)],
 )
 def test_an_engines_own_words_are_in_no_message(
     run: Run, engine: ScriptedEngine, status: int, kind: type[EngineFailed]
@@ -236,6 +237,7 @@ def test_an_engines_own_words_are_in_no_message(
             run(MARKED, lambda *_: "", boundary="forced")
     finally:
         engine.status = 200
+    assert type(raised.value) is kind
     assert "secret" in raised.value.detail
     assert "secret" not in str(raised.value)
 
