@@ -18,8 +18,9 @@ from shared.web.app import create_app
 from tests.support.scripted_engine import serving
 
 PROMPTS = 200_000
-MAX_STALL_S = 0.8
-"""On an idle machine the parser of JSON takes 0.2 s, and lets no other thread run."""
+MAX_STALL_S = 1.2
+"""On an idle machine it is 0.2 s, for the parser of JSON lets no other thread run; on a busy one
+0.8 s. On the server's own loop the same body costs more than 2 s."""
 router = APIRouter()
 stalls: list[float] = []
 """Seconds between two turns of a task in the server's event loop that sleeps a millisecond."""
