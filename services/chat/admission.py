@@ -1,9 +1,9 @@
-"""A bounded number of requests is answered at once, none of them for a client that has left."""
+"""Limits concurrent chat requests, and cancels work when its client disconnects."""
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from fastapi.responses import Response
@@ -19,7 +19,7 @@ PING = b": ping\n\n"
 Events = AsyncGenerator[bytes]
 
 
-class Places:
+class ConcurrencyLimiter:
     """Those that are taken; more requests are sent away, not queued."""
 
     def __init__(self) -> None:
@@ -36,8 +36,8 @@ class Places:
         self.taken -= 1
 
 
-PLACES = Places()
-IN_FLIGHT.set_function(lambda: PLACES.taken)
+LIMITER = ConcurrencyLimiter()
+IN_FLIGHT.set_function(lambda: LIMITER.taken)
 
 
 class ClientLeft(PlatformError):
@@ -73,9 +73,9 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             with suppress(ClientLeft):
-                await or_disconnect(receive, self._send(send))
+                await cancel_on_disconnect(receive, self._send(send))
         finally:
-            PLACES.leave(self._outcome)
+            LIMITER.leave(self._outcome)
 
     async def _send(self, send: Send) -> None:
         pings = asyncio.create_task(_ping(send))
@@ -111,7 +111,7 @@ async def _ping(send: Send) -> None:
         await send({"type": "http.response.body", "body": PING, "more_body": True})
 
 
-async def or_disconnect(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
     """The result of `work`. Raises `ClientLeft` when the client goes away: `work` is cancelled, and
     so is the engine's request, which otherwise would go on for nobody."""
 
@@ -138,14 +138,28 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
             await task
 
 
-async def in_a_place(answer: Callable[[], Coroutine[Any, Any, Response]]) -> Response:
+async def with_slot(answer: Callable[[], Coroutine[Any, Any, Response]]) -> Response:
     """What `answer` makes. A stream keeps its place until it ends, and is counted then."""
-    PLACES.take()
+    LIMITER.take()
     try:
         response = await answer()
     except BaseException as error:
-        PLACES.leave(outcome_of(error))
+        LIMITER.leave(outcome_of(error))
         raise
     if not isinstance(response, EventStream):
-        PLACES.leave(Outcome.answered)
+        LIMITER.leave(Outcome.answered)
     return response
+
+
+@asynccontextmanager
+async def started(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """Run `work` beside the block, which begins once its first request is on its way.
+
+    The end of the block cancels it.
+    """
+    task = asyncio.create_task(work)
+    await asyncio.sleep(0)
+    try:
+        yield task
+    finally:
+        await cancelled(task)

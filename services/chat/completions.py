@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
+from services.chat.admission import started
 from services.chat.answer import Piece
-from services.chat.merge import begun, merged
-from services.chat.turn import Turn, Usage
+from services.chat.turn import Turn, Usage, merge_choices
 from shared.errors import PlatformError
 from shared.vllm.answers import TokenLogprob
 from shared.vllm.client import gather_or_cancel
@@ -31,11 +31,11 @@ async def stream(turn: Turn) -> AsyncGenerator[bytes]:
     if turn.request.stream_options.include_usage:
         base["usage"] = None
     first = {"role": "assistant", "content": ""}
-    async with begun(turn.think()) as thought:
+    async with started(turn.think()) as thought:
         yield b"".join(_event(base | _chunk(k, first)) for k in range(turn.request.n))
         await thought
     calls = [0] * turn.request.n
-    async with aclosing(merged(turn)) as pieces:
+    async with aclosing(merge_choices(turn)) as pieces:
         async for k, piece in pieces:
             events = b""
             if delta := _delta(piece, calls[k]):

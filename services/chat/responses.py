@@ -9,9 +9,9 @@ from typing import Any
 
 import orjson
 
-from services.chat.merge import begun, merged
+from services.chat.admission import started
 from services.chat.responses_schema import ResponsesRequest, in_its_names
-from services.chat.turn import Turn, Usage
+from services.chat.turn import Turn, Usage, merge_choices
 from shared.errors import InvalidRequest, PlatformError
 
 Body = dict[str, Any]
@@ -36,15 +36,15 @@ class Response:
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """The same, as server-sent events."""
-        started = self._body("in_progress")
-        async with begun(self.turn.think()) as thought:
-            yield self._event("response.created", response=started)
-            yield self._event("response.in_progress", response=started)
+        body = self._body("in_progress")
+        async with started(self.turn.think()) as thought:
+            yield self._event("response.created", response=body)
+            yield self._event("response.in_progress", response=body)
             await thought
         yield self._event("response.output_item.added", output_index=0, item=self._item(None))
         yield self._part("response.content_part.added", part=_part(""))
         text, reason = "", None
-        async with aclosing(merged(self.turn)) as pieces:
+        async with aclosing(merge_choices(self.turn)) as pieces:
             async for _, piece in pieces:
                 if piece.text:
                     text += piece.text

@@ -37,8 +37,8 @@ class InputMessage(Lenient):
     content: Annotated[str, BeforeValidator(as_text)]
 
 
-class Thought(Lenient):
-    """An earlier answer's. Thoughts are never fed back, whoever they come from."""
+class ReasoningItem(Lenient):
+    """The thought of an earlier answer. It is ignored: thoughts are never fed back."""
 
     type: Literal["reasoning"]
 
@@ -65,7 +65,10 @@ class ResponsesRequest(Lenient):
 
     model: str = Field(max_length=256)
     input: (
-        str | Annotated[list[InputMessage | Thought], Field(min_length=1, max_length=MAX_MESSAGES)]
+        str
+        | Annotated[
+            list[InputMessage | ReasoningItem], Field(min_length=1, max_length=MAX_MESSAGES)
+        ]
     )
     instructions: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1, le=10**6)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from services.chat import completions, serving
-from services.chat.admission import EventStream, in_a_place, or_disconnect
+from services.chat.admission import EventStream, cancel_on_disconnect, with_slot
 from services.chat.responses import Response as ModelResponse
 from services.chat.responses_schema import ResponsesRequest, in_its_names
 from services.chat.schema import ChatRequest
@@ -40,9 +40,9 @@ async def chat_completions(request: ChatRequest, http: Request) -> Response:
         turn = await prepare(request, await CACHE.named(request.model))
         if request.stream:
             return EventStream(completions.stream(turn), completions.failed)
-        return _json(await or_disconnect(http.receive, completions.whole(turn)))
+        return _json(await cancel_on_disconnect(http.receive, completions.whole(turn)))
 
-    return await in_a_place(answer)
+    return await with_slot(answer)
 
 
 @router.post("/responses", response_class=Response)
@@ -55,11 +55,11 @@ async def responses(request: ResponsesRequest, http: Request) -> Response:
             response = ModelResponse(request, await prepare(chat, await CACHE.named(chat.model)))
             if request.stream:
                 return EventStream(response.stream(), response.failed)
-            return _json(await or_disconnect(http.receive, response.whole()))
+            return _json(await cancel_on_disconnect(http.receive, response.whole()))
         except InvalidRequest as error:
             raise in_its_names(error) from None
 
-    return await in_a_place(answer)
+    return await with_slot(answer)
 
 
 def _json(body: Any) -> Response:

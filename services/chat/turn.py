@@ -4,12 +4,14 @@
 an answer is read in one way, so both are the same text with the same usage.
 """
 
+import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from services.chat import metrics
+from services.chat.admission import cancelled
 from services.chat.answer import AnswerReader, Piece
 from services.chat.conversation import Conversation, without_detail
 from services.chat.schema import ChatRequest
@@ -21,6 +23,7 @@ from shared.thinking.generation import SEEDS, render_and_think, think
 from shared.thinking.sampling import GREEDY_BELOW
 from shared.thinking.thoughts import Thought
 from shared.vllm.answers import EngineFailed, EngineRefused
+from shared.vllm.client import gather_or_cancel
 from shared.vllm.sampling import SamplingParams
 
 
@@ -197,3 +200,34 @@ async def prepare(request: ChatRequest, served: Served) -> Turn:
     if not turn.can_render_by_thinking:
         await turn.render()
     return turn
+
+
+async def merge_choices(turn: Turn) -> AsyncGenerator[tuple[int, Piece]]:
+    """The pieces of all choices with their numbers, as they come."""
+    if turn.request.n == 1:
+        async with aclosing(turn.answer(0)) as pieces:
+            async for piece in pieces:
+                turn.first_answer.see(piece)
+                yield 0, piece
+        return
+    queue: asyncio.Queue[tuple[int, Piece] | None] = asyncio.Queue()
+
+    async def pump(choice: int) -> None:
+        async with aclosing(turn.answer(choice)) as pieces:
+            async for piece in pieces:
+                turn.first_answer.see(piece)
+                await queue.put((choice, piece))
+
+    async def pump_all() -> None:
+        try:
+            await gather_or_cancel(pump(choice) for choice in range(turn.request.n))
+        finally:
+            await queue.put(None)
+
+    task = asyncio.create_task(pump_all())
+    try:
+        while (item := await queue.get()) is not None:
+            yield item
+        await task
+    finally:
+        await cancelled(task)

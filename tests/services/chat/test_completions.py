@@ -293,13 +293,13 @@ def test_a_client_that_leaves_frees_the_engine(
             if '"content":"w"' in line:
                 break
     until(lambda: scripted.aborted == aborted + 1, "the engine's stream is aborted")
-    until(lambda: admission.PLACES.taken == 0, "the place is free again")
+    until(lambda: admission.LIMITER.taken == 0, "the place is free again")
 
 
 def test_more_than_it_can_answer_are_sent_away(
     served: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission.PLACES, "taken", 10**6)
+    monkeypatch.setattr(admission.LIMITER, "taken", 10**6)
     body = {"model": "demo", "messages": QUESTION}
     answer = httpx2.post(f"{served}/v1/chat/completions", json=body, headers=HEADERS)
     assert answer.status_code == 429

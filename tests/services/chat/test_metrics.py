@@ -104,7 +104,7 @@ def test_refused_and_failed_are_told_apart(
         post(served, stream=stream, model="other")
     assert added == {("requests_total", "refused"): 1}
     with counted() as added, monkeypatch.context() as patch:
-        patch.setattr(admission.PLACES, "taken", 10**6)
+        patch.setattr(admission.LIMITER, "taken", 10**6)
         post(served, stream=stream)
     assert added == {("requests_total", "refused"): 1}
     monkeypatch.setattr(scripted, "status", 500)
