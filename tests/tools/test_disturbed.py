@@ -25,7 +25,7 @@ KILLS = {
         "judge: before commit of leases._finish",
     ],
     "before and in training": [
-        "loop: before commit of loop._step to events+iterations+pairs",
+        "loop: before commit of steps._make_pairs to",
         "loop: before message train",
         "train: after rename to epoch-1",
     ],
