@@ -8,8 +8,6 @@ import uuid
 from collections.abc import Callable
 from typing import NoReturn
 
-import psycopg
-
 from shared import log
 from shared.db.engine import is_away, is_full, retry_while_db_down, transaction
 from shared.jobs.job import fail_job
@@ -67,7 +65,7 @@ def start(args: argparse.Namespace, run: Callable[[JobSpec], None]) -> None:
             logger.warning("left, for the work is another's now")
             sys.exit(LEASE_LOST)
         except Exception as error:
-            if is_away(error) or isinstance(error, psycopg.OperationalError):
+            if is_away(error):
                 logger.warning("left, for the database was away: %s", type(error).__name__)
                 sys.exit(DATABASE_AWAY)
             if exit_status(error) != DISK_FULL:

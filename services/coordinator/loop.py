@@ -27,7 +27,7 @@ from services.coordinator.iterations.steps import advance
 from services.coordinator.job_services import Services
 from services.coordinator.operations import prune
 from shared import log
-from shared.db.engine import DB_UNAVAILABLE, is_away, is_full, listen, transaction
+from shared.db.engine import DB_UNAVAILABLE, is_away, is_conflict, is_full, listen, transaction
 from shared.db.tables import UNFINISHED, Iteration, Job, Json, Status
 from shared.errors import PlatformError
 from shared.jobs import broker, recovery
@@ -96,8 +96,8 @@ def take(services: Services, iteration_id: uuid.UUID, stop: threading.Event) -> 
         except Exception as error:
             if is_away(error):
                 raise
-            if is_full(error) or isinstance(error, ProgrammingError):
-                # The database's disk is full, or it lacks the newest schema yet.
+            if is_full(error) or is_conflict(error) or isinstance(error, ProgrammingError):
+                # A full disk, a deadlock, or a schema that is not the newest yet.
                 logger.warning("will retry: %s", type(error).__name__)
                 return
             logger.exception("cannot go on with the iteration")
@@ -214,7 +214,10 @@ def main() -> None:
             tick(services, stop, crew.start)
             retention.look()
         except (DBAPIError, *DB_UNAVAILABLE) as error:
-            logger.warning("database away: %s", type(error).__name__)
+            if is_away(error):
+                logger.warning("database away: %s", type(error).__name__)
+            else:
+                logger.exception("the look at everything failed; will retry")
         waker.wait(settings.loop_poll_seconds)
     crew.end()
     logger.info("loop stopped")

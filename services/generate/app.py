@@ -112,16 +112,11 @@ def list_completions(
     fmt = ThoughtFormat.model_validate(job.params["thought_format"])
 
     def read(row: Completion) -> CompletionRead:
-        return CompletionRead(
-            id=row.id,
-            prompt_index=row.prompt_index,
-            sample_index=row.sample_index,
-            response=shown(row, fmt, thoughts),
-            output=row.output if thoughts else None,
-            thought_tokens=row.thought_tokens,
-            response_tokens=row.response_tokens,
-            truncated=row.truncated,
-            forced=row.forced,
+        return CompletionRead.model_validate(row).model_copy(
+            update={
+                "response": shown(row, fmt, thoughts),
+                "output": row.output if thoughts else None,
+            }
         )
 
     query = select(Completion).where(Completion.job_id == job.id)

@@ -147,14 +147,7 @@ def list_judgments(
 ) -> Page[JudgmentRead]:
     job = find_job(session, job_id, (JobKind.judge,))
     query = select(Judgment).where(Judgment.job_id == job.id)
-    return paginate_by_id(
-        session,
-        query,
-        Judgment,
-        after,
-        limit,
-        lambda row: JudgmentRead.model_validate(row, from_attributes=True),
-    )
+    return paginate_by_id(session, query, Judgment, after, limit, JudgmentRead.model_validate)
 
 
 app = create_app("judge", router, jobs_router(JobKind.judge), resume_router(JobKind.judge))

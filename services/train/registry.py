@@ -9,7 +9,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from shared.auth import audit
-from shared.base import RequestModel, ResponseModel
+from shared.base import RequestModel, ResponseModel, Unix
 from shared.db.engine import notify
 from shared.db.tables import Iteration, Job, JobKind, Model, Status
 from shared.errors import Conflict, NotFound
@@ -20,7 +20,7 @@ from shared.registry.models import find, pruned, ref, resolve
 from shared.schemas.requests import Effort, ModelRegistration, Name, Promotion
 from shared.thinking.formats import ThoughtFormat
 from shared.web.idempotency import OnceDep
-from shared.web.paging import Limit, Page, paginate, unix
+from shared.web.paging import Limit, Page, paginate
 from shared.web.session import SessionDep
 
 router = APIRouter(tags=["models"])
@@ -44,8 +44,8 @@ class ModelRead(ResponseModel):
     epoch: int | None
     thought_format: ThoughtFormat | None
     lineage: dict[str, Any]
-    created_at: int
-    promoted_at: int | None
+    created_at: Unix
+    promoted_at: Unix | None
     thought_budgets: dict[Effort, int] | None
 
 
@@ -57,8 +57,11 @@ class Release(RequestModel):
     lineage: dict[str, Any]
 
 
-def read_model(session: Session, model: Model) -> ModelRead:
-    job = session.get(Job, model.job_id) if model.path is None and model.job_id else None
+def _read(session: Session, model: Model) -> ModelRead:
+    return _read_with_job(model, session.get(Job, model.job_id) if model.job_id else None)
+
+
+def _read_with_job(model: Model, job: Job | None) -> ModelRead:
     return ModelRead(
         id=model.id,
         object="model",
@@ -66,7 +69,7 @@ def read_model(session: Session, model: Model) -> ModelRead:
         name=model.name,
         version=model.version,
         status=_status(model, job),
-        error=job.error if job else None,
+        error=job.error if job and model.path is None else None,
         source=model.source,
         weights_sha256=model.weights_sha256,
         parent_id=model.parent_id,
@@ -76,8 +79,8 @@ def read_model(session: Session, model: Model) -> ModelRead:
             ThoughtFormat.model_validate(model.thought_format) if model.thought_format else None
         ),
         lineage=model.lineage,
-        created_at=unix(model.created_at),
-        promoted_at=unix(model.promoted_at),
+        created_at=model.created_at,
+        promoted_at=model.promoted_at,
         thought_budgets=model.thought_budgets,
     )
 
@@ -114,7 +117,7 @@ def _register(session: Session, request: ModelRegistration) -> ModelRead:
     session.flush()
     audit.record(session, "model.register", ref(model), id=str(model_id), source=request.source)
     send_after_commit(session, job.kind, job.id)
-    return read_model(session, model)
+    return _read(session, model)
 
 
 @router.put("/models/{model_id}/release")
@@ -125,7 +128,7 @@ def release(model_id: uuid.UUID, request: Release, session: SessionDep) -> Model
     _name(session, model, request.name, request.thought_format.model_dump(), request.lineage)
     if is_new:
         audit.record(session, "model.release", ref(model), id=str(model.id))
-    return read_model(session, model)
+    return _read(session, model)
 
 
 @router.get("/models")
@@ -136,10 +139,10 @@ def list_models(
     checkpoints: bool = False,
 ) -> Page[ModelRead]:
     """Named models; with `checkpoints` also those that no iteration has chosen."""
-    query = select(Model)
+    query = select(Model, Job).outerjoin(Job, Job.id == Model.job_id)
     if not checkpoints:
         query = query.where(Model.name.is_not(None))
-    return paginate(session, query, Model, after, limit, lambda m: read_model(session, m))
+    return paginate(session, query, Model, after, limit, _read_with_job)
 
 
 @router.get("/models/{reference}")
@@ -147,7 +150,7 @@ def get_model(reference: str, session: SessionDep) -> ModelRead:
     model = find(session, reference)
     if model is None:
         raise NotFound(f"no model {reference!r}", param="model", code="model_not_found")
-    return read_model(session, model)
+    return _read(session, model)
 
 
 @router.post("/models/{reference}/promote")
@@ -162,7 +165,7 @@ def promote(reference: str, session: SessionDep, promotion: Promotion | None = N
     audit.record(session, "model.promote", ref(model), id=str(model.id))
     notify(session, f"promoted {model.id}")
     session.flush()
-    return read_model(session, model)
+    return _read(session, model)
 
 
 def _name_promoted(session: Session, model: Model, promotion: Promotion) -> None:

@@ -9,24 +9,29 @@ import psycopg
 import stamina
 from psycopg.errors import DiskFull
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.settings import get_settings
 
 AWAY_SECONDS = 600.0
-"""How long a worker keeps work that is done while the database is away."""
+"""How long a worker keeps finished work while the database is away."""
 FROZEN_MS = 120_000
-"""A process that was suspended in a transaction must not hold its locks for ever."""
+"""Postgres ends the transaction of a suspended process after this time, and so frees its locks."""
 DB_UNAVAILABLE = (OperationalError, InterfaceError, NoConnectionFree)
-"""What SQLAlchemy raises where Postgres is away, has no disk left, or so slow that no connection
-gets free."""
+"""Exceptions of SQLAlchemy among which are those of a database that is away or full; `is_away` and
+`is_full` tell which."""
+AWAY_STATES = ("08", "57P01", "57P02", "57P03", "53300")
+"""SQLSTATEs of a database that is away: connection failure (a whole class), shutdown by an
+administrator, crash, start-up, and no connection left."""
+CONFLICT_STATES = ("40001", "40P01")
+"""SQLSTATEs of a transaction that lost against another one: serialization failure, deadlock."""
 AWAY_AFTER_SECONDS = 3
 SILENT_SECONDS = 10
 """A server whose machine is gone sends nothing at all, and no error."""
 CHANNEL = "forethought"
-"""LISTEN/NOTIFY channel; a notification only wakes a waiter, its payload says what changed."""
+"""LISTEN/NOTIFY channel. A notification only wakes a waiter; its payload says what changed."""
 
 
 P = ParamSpec("P")
@@ -40,14 +45,17 @@ def get_engine() -> Engine:
 
 @cache
 def failfast_engine() -> Engine:
-    """For who must neither queue for a connection nor wait long for a server that is gone or slow.
-    One connection is kept, so that a server which takes no more of them still answers."""
+    """A second engine for callers that must fail fast, such as authentication and chat.
+
+    It never waits for a free connection, and a statement ends after 3 seconds. One connection is
+    kept open, because a server that has reached its limit takes no new ones.
+    """
     limit = f"-c statement_timeout={AWAY_AFTER_SECONDS * 1000}"
     return _create(AWAY_AFTER_SECONDS, limit, pool_pre_ping=True, pool_size=1, max_overflow=-1)
 
 
 def _create(silence: int, options: str = "", **pool: Any) -> Engine:
-    """`silence` is in seconds, `options` are Postgres's own."""
+    """`silence` is in seconds, `options` are those of Postgres."""
     connection = {
         "connect_timeout": silence,
         "tcp_user_timeout": silence * 1000,
@@ -62,12 +70,12 @@ def _create(silence: int, options: str = "", **pool: Any) -> Engine:
 
 
 def libpq_url(url: str) -> str:
-    """As libpq takes it: without SQLAlchemy's name of the driver."""
+    """The URL as libpq takes it, without SQLAlchemy's name of the driver."""
     return url.replace("+psycopg", "", 1)
 
 
 def listen() -> "psycopg.Connection[Any]":
-    """A connection that hears the notifications. Raises `psycopg.OperationalError`."""
+    """A connection that receives the notifications. Raises `psycopg.OperationalError`."""
     connection = psycopg.connect(libpq_url(get_settings().database_url), autocommit=True)
     connection.execute(f"LISTEN {CHANNEL}")
     return connection
@@ -85,26 +93,42 @@ def transaction() -> Iterator[Session]:
         yield session
 
 
-def is_away(error: Exception) -> bool:
-    """Whether Postgres could not be reached, or let go of the connection: try again."""
-    return isinstance(error, DB_UNAVAILABLE) and not is_full(error)
+def is_away(error: BaseException) -> bool:
+    """Postgres could not be reached, or closed the connection: the transaction may be retried."""
+    if isinstance(error, InterfaceError | NoConnectionFree):
+        return True
+    cause = _psycopg_error(error)
+    if not isinstance(cause, psycopg.OperationalError):
+        return False
+    # libpq reports a connection that breaks, or is refused, without an SQLSTATE.
+    return cause.sqlstate is None or cause.sqlstate.startswith(AWAY_STATES)
 
 
-def is_full(error: Exception) -> bool:
-    """Whether Postgres has no disk left."""
-    return isinstance(error, OperationalError) and isinstance(error.orig, DiskFull)
+def is_conflict(error: BaseException) -> bool:
+    """Another transaction won: this one may be retried at once."""
+    cause = _psycopg_error(error)
+    return isinstance(cause, psycopg.Error) and cause.sqlstate in CONFLICT_STATES
+
+
+def is_full(error: BaseException) -> bool:
+    """Postgres has no disk space left."""
+    return isinstance(_psycopg_error(error), DiskFull)
+
+
+def _psycopg_error(error: BaseException) -> BaseException | None:
+    return error.orig if isinstance(error, DBAPIError) else error
 
 
 def retry_while_db_down_if(
     may_wait: Callable[[], bool],
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorates a transaction of a worker: work that is done waits for a database that is away."""
+    """Decorator for a worker's transaction: finished work waits for a database that is away."""
+
+    def backoff(error: Exception) -> bool | float:
+        return 0.0 if is_conflict(error) else is_away(error) and may_wait()
+
     return stamina.retry(
-        on=lambda error: is_away(error) and may_wait(),
-        attempts=None,
-        timeout=AWAY_SECONDS,
-        wait_initial=0.2,
-        wait_max=2.0,
+        on=backoff, attempts=None, timeout=AWAY_SECONDS, wait_initial=0.2, wait_max=2.0
     )
 
 
@@ -112,5 +136,5 @@ retry_while_db_down = retry_while_db_down_if(lambda: True)
 
 
 def notify(session: Session, payload: str) -> None:
-    """Wake whoever listens, when and only if this transaction commits."""
+    """Wake the listeners, when and only if this transaction commits."""
     session.execute(text("SELECT pg_notify(:c, :p)"), {"c": CHANNEL, "p": payload})

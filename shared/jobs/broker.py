@@ -1,10 +1,11 @@
-"""The one Celery application, and sending after commit.
+"""The Celery application, and sending of messages after commit.
 
 A message says "there may be work in this job" and nothing else. It may be lost, doubled or late.
 """
 
 import logging
 import uuid
+from collections.abc import Sequence
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -48,16 +49,22 @@ celery.conf.update(
 _OUTBOX = "outbox"
 
 
-def send(kind: JobKind, job_id: uuid.UUID) -> None:
-    """Send the hint now. A broker that is away costs time, not work: the sweeper sends again."""
-    try:
-        celery.send_task("forethought.run", args=[kind.value, str(job_id)], queue=QUEUE[kind])
-    except (OperationalError, OSError) as error:
-        log.warning("broker unavailable, job %s waits for the sweeper: %s", job_id, error)
+def send(messages: Sequence[tuple[JobKind, uuid.UUID]]) -> None:
+    """Send the messages now. A broker that is away costs time, not work: the sweeper sends again.
+
+    The first failure ends the sending, so that many messages cost one time-out.
+    """
+    for number, (kind, job_id) in enumerate(messages):
+        try:
+            celery.send_task("forethought.run", args=[kind.value, str(job_id)], queue=QUEUE[kind])
+        except (OperationalError, OSError) as error:
+            waiting = len(messages) - number
+            log.warning("broker unavailable, %d jobs wait for the sweeper: %s", waiting, error)
+            return
 
 
 def send_after_commit(session: Session, kind: JobKind, job_id: uuid.UUID) -> None:
-    """Send when this session's transaction commits; nothing is sent for a row rolled back."""
+    """Send when this session's transaction commits; a rolled-back transaction sends nothing."""
     session.info.setdefault(_OUTBOX, []).append((kind, job_id))
 
 
@@ -65,8 +72,7 @@ def send_after_commit(session: Session, kind: JobKind, job_id: uuid.UUID) -> Non
 def _flush_outbox(session: Session) -> None:
     if session.in_nested_transaction():
         return
-    for kind, job_id in session.info.pop(_OUTBOX, []):
-        send(kind, job_id)
+    send(session.info.pop(_OUTBOX, []))
 
 
 @event.listens_for(Session, "after_soft_rollback")
@@ -76,7 +82,7 @@ def _drop_outbox(session: Session, previous: SessionTransaction) -> None:
 
 
 def ping() -> None:
-    """Raises when the broker cannot be reached, or does not answer within two seconds."""
+    """Raise an error if the broker cannot be reached, or does not answer within two seconds."""
     options = celery.conf.broker_transport_options | {"socket_timeout": 2}
     with celery.connection_for_read(transport_options=options) as connection:
         connection.ensure_connection(max_retries=0, timeout=2)

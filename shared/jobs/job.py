@@ -1,6 +1,9 @@
 """The life of a whole job: submitted, read, ended, resumed.
 
 Jobs are rows and messages are hints (`docs/decisions/0001-one-message-a-job.md`).
+
+Order of locks: every transaction locks a job's row before the rows of its shards. Several jobs at
+once are locked with SKIP LOCKED. So no two transactions wait for each other.
 """
 
 import uuid
@@ -84,6 +87,8 @@ def submit_job(
         for i, s in enumerate(shards)
     ]
     session.execute(insert(Shard), rows)
+    job.shards_total = len(rows)
+    session.flush()
     return job, True
 
 

@@ -1,10 +1,10 @@
-"""Bringing lost work back: sweep what died, release what a dead process held, resume by hand."""
+"""Bringing lost work back: sweep dead shards, release the shards of a process that has exited."""
 
 import uuid
 from datetime import datetime, timedelta
 from typing import cast
 
-from sqlalchemy import Select, Uuid, func, or_, select
+from sqlalchemy import Select, Uuid, and_, func, or_, select
 from sqlalchemy import cast as as_type
 from sqlalchemy.orm import Session, aliased
 
@@ -22,16 +22,16 @@ def release_shards(
     max_attempts: int,
     counts: bool = True,
 ) -> int:
-    """Give back what a worker that has exited still held; returns how many shards that were.
+    """Give back the shards of a worker that has exited; returns their number.
 
-    Where the attempt does not count, as at an orderly stop, another worker may begin at once.
+    If the attempt does not count, as at an orderly stop, another worker may begin at once.
     """
     job = get_job(session, job_id, lock=True)
     held = session.scalars(
         select(Shard)
         .where(Shard.job_id == job_id, Shard.worker == worker, Shard.status == Status.running)
         .order_by(Shard.index)
-        .with_for_update()  # another may be taking over what has expired
+        .with_for_update(key_share=True)  # waits for a worker that is taking over an expired one
     ).all()
     if held and not counts:
         job.sent_at = None
@@ -40,7 +40,7 @@ def release_shards(
             shard.status, shard.attempt, shard.token = Status.queued, shard.attempt - 1, None
             continue
         if shard.token is None:
-            break  # the one before it has ended the job, and all its shards
+            break  # the shard before it has ended the job, and all its shards
         claim = Claim(shard.id, job_id, shard.index, shard.payload, shard.attempt, shard.token)
         fail_shard(session, claim, error, max_attempts=max_attempts)
     return len(held)
@@ -49,35 +49,14 @@ def release_shards(
 def sweep(
     session: Session, *, resend_after_seconds: float, lease_seconds: float, max_attempts: int
 ) -> list[Job]:
-    """Quarantine shards that died on their last attempt; fail judge jobs that wait for responses
-    which will not come; return the jobs to send again.
+    """Fail jobs that cannot go on, and return the jobs to send again.
 
-    A job is due when it has a shard to take and no message was sent for it lately: whatever
-    Redis lost, delivered twice or delivers late changes nothing.
+    A job fails if a shard died on its last attempt, or if it judges responses that will not come.
+    A job is sent again if it has a shard to take and no message was sent for it lately: a message
+    that Redis lost, doubled or delivers late changes nothing.
     """
-    expired = (
-        select(Shard)
-        .where(
-            past_grace_period(lease_seconds),
-            Shard.status == Status.running,
-            Shard.lease_until < func.clock_timestamp(),
-            Shard.attempt >= max_attempts,
-        )
-        .order_by(Shard.job_id, Shard.index)
-        .with_for_update(skip_locked=True)
-    )
-    for shard in session.scalars(expired).all():
-        shard.leases_lost += 1
-        if shard.token is None:
-            continue  # the one before it has ended their job, and all its shards
-        error = shard.error or {
-            "code": "worker_lost",
-            "message": f"shard {shard.index} lost its worker {shard.worker} "
-            f"{shard.attempt} times without an error of its own",
-        }
-        shard.status, shard.error, shard.token = Status.failed, error, None
-        fail_job(session, shard.job_id, error)
-    for job_id, upstream_id in session.execute(_waiting_in_vain()).all():
+    _fail_jobs_that_lost_their_workers(session, lease_seconds, max_attempts)
+    for job_id, upstream_id in session.execute(_judges_without_responses()).all():
         message = f"generate job {upstream_id} ended without them all; resume it, then this one"
         fail_job(session, job_id, {"code": "no_responses", "message": message})
     stale = func.clock_timestamp() - timedelta(seconds=resend_after_seconds)
@@ -90,7 +69,7 @@ def sweep(
             .where(Shard.job_id == Job.id, claimable(lease_seconds), Shard.attempt < max_attempts)
             .exists(),
         )
-        .with_for_update(skip_locked=True, of=Job)
+        .with_for_update(skip_locked=True, key_share=True, of=Job)
     )
     jobs = list(session.scalars(due))
     for job in jobs:
@@ -98,9 +77,45 @@ def sweep(
     return jobs
 
 
-def _waiting_in_vain() -> Select[uuid.UUID, uuid.UUID]:
-    """Judge jobs of users' own, each with its generate job that has failed or was cancelled. Those
-    of an iteration end and are resumed with it."""
+def _fail_jobs_that_lost_their_workers(
+    session: Session, lease_seconds: float, max_attempts: int
+) -> None:
+    expired = and_(
+        past_grace_period(lease_seconds),
+        Shard.status == Status.running,
+        Shard.lease_until < func.clock_timestamp(),
+        Shard.attempt >= max_attempts,
+    )
+    # Jobs before shards. A job that another transaction has locked waits for the next sweep.
+    jobs = session.scalars(
+        select(Job.id)
+        .where(select(Shard.id).where(Shard.job_id == Job.id, expired).exists())
+        .with_for_update(skip_locked=True, key_share=True, of=Job)
+    ).all()
+    shards = session.scalars(
+        select(Shard)
+        .where(Shard.job_id.in_(jobs), expired)
+        .order_by(Shard.job_id, Shard.index)
+        .with_for_update(skip_locked=True, key_share=True)
+    )
+    for shard in shards.all():
+        shard.leases_lost += 1
+        if shard.token is None:
+            continue  # the shard before it has ended their job, and all its shards
+        error = shard.error or {
+            "code": "worker_lost",
+            "message": f"shard {shard.index} lost its worker {shard.worker} "
+            f"{shard.attempt} times without an error of its own",
+        }
+        shard.status, shard.error, shard.token = Status.failed, error, None
+        fail_job(session, shard.job_id, error)
+
+
+def _judges_without_responses() -> Select[uuid.UUID, uuid.UUID]:
+    """Judge jobs whose generate job has failed or was cancelled, each with that job.
+
+    Jobs of an iteration are left out: they end with it, and are resumed with it.
+    """
     upstream = aliased(Job)
     return (
         select(Job.id, upstream.id)

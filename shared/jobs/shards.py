@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, Select, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from shared.db.engine import notify
@@ -38,7 +38,7 @@ class Claim:
 
 
 def past_grace_period(lease_seconds: float) -> ColumnElement[bool]:
-    """Where Postgres was away, the living have a lease's time to say that they are."""
+    """Postgres has run for at least a lease's time, so that every living worker could renew."""
     return func.pg_postmaster_start_time() < _from_now(-lease_seconds)
 
 
@@ -53,6 +53,7 @@ def claimable(lease_seconds: float) -> ColumnElement[bool]:
     )
     now = func.clock_timestamp()
     return and_(
+        Shard.status.in_(UNFINISHED),  # names the condition of the index
         or_(
             and_(
                 Shard.status == Status.queued,
@@ -72,14 +73,15 @@ def has_work(
     session: Session, job_id: uuid.UUID, *, lease_seconds: float, max_attempts: int
 ) -> bool:
     """Whether `claim_shard` would find a shard."""
-    query = _claimable_of(job_id, lease_seconds, max_attempts)
-    return session.scalar(query.limit(1)) is not None
+    return session.scalar(_job_with_work(job_id, lease_seconds, max_attempts)) is not None
 
 
-def _claimable_of(job_id: uuid.UUID, lease_seconds: float, max_attempts: int) -> Select[Shard]:
-    unfinished = select(Job.id).where(Job.id == job_id, Job.status.in_(UNFINISHED)).exists()
-    return select(Shard).where(
-        Shard.job_id == job_id, Shard.attempt < max_attempts, claimable(lease_seconds), unfinished
+def _job_with_work(job_id: uuid.UUID, lease_seconds: float, max_attempts: int) -> Select[Job]:
+    shard = select(Shard.id).where(Shard.attempt < max_attempts, claimable(lease_seconds))
+    return select(Job).where(
+        Job.id == job_id,
+        Job.status.in_(UNFINISHED),
+        shard.where(Shard.job_id == Job.id).correlate(Job).exists(),
     )
 
 
@@ -92,14 +94,29 @@ def claim_shard(
     max_attempts: int,
     held: Collection[int] = (),
 ) -> Claim | None:
-    """Lease the next shard of a job, or None where nothing can be taken now. `held` are those
-    that the caller works on: it does not take its own, should their leases have run out."""
+    """Lease the next shard of a job, or return None if there is none to take now.
+
+    `held` are the shards that the caller works on, which it does not take a second time if their
+    leases have run out. As everywhere, the job's row is locked before its shards' (see `job.py`).
+    """
+    job = session.scalar(
+        _job_with_work(job_id, lease_seconds, max_attempts)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    )
+    if job is None:
+        return None
     shard = session.scalar(
-        _claimable_of(job_id, lease_seconds, max_attempts)
-        .where(Shard.id.not_in(held))
+        select(Shard)
+        .where(
+            Shard.job_id == job_id,
+            Shard.attempt < max_attempts,
+            claimable(lease_seconds),
+            Shard.id.not_in(held),
+        )
         .order_by(Shard.index)
         .limit(1)
-        .with_for_update(skip_locked=True, of=Shard)
+        .with_for_update(skip_locked=True, key_share=True, of=Shard)
     )
     if shard is None:
         return None
@@ -112,11 +129,8 @@ def claim_shard(
     shard.worker = worker
     shard.started_at = now
     shard.lease_until = cast(datetime, _from_now(lease_seconds))
-    session.execute(
-        update(Job)
-        .where(Job.id == job_id, Job.status == Status.queued)
-        .values(status=Status.running, started_at=now)
-    )
+    if job.status is Status.queued:
+        job.status, job.started_at = Status.running, now
     notify(session, f"job {job_id}")
     session.flush()
     return Claim(shard.id, job_id, shard.index, shard.payload, shard.attempt, shard.token)
@@ -138,12 +152,12 @@ def renew_lease(
 
 
 def reset_attempts(session: Session, claim: Claim) -> None:
-    """What was done since the claim stays done, so attempts are counted from here."""
+    """Count attempts from here, because the work since the claim is saved."""
     _write(session, claim, {"attempt": 1})
 
 
 def holds_expired(session: Session, job_id: uuid.UUID, worker: str) -> bool:
-    """Whether a worker has let the lease of a shard run out that is still its own."""
+    """Whether a worker still owns a shard of the job although its lease has run out."""
     query = select(Shard.id).where(
         Shard.job_id == job_id,
         Shard.worker == worker,
@@ -154,25 +168,18 @@ def holds_expired(session: Session, job_id: uuid.UUID, worker: str) -> bool:
 
 
 def finish_shard(session: Session, claim: Claim, result: Json) -> None:
-    """Commit a shard; ends the job when it was the last one. Rows it made go in the same
-    transaction, so they exist exactly when the shard has succeeded."""
+    """Commit a shard, and end the job if it was the last one.
+
+    The rows that the shard made belong into the same transaction: they exist exactly when it has
+    succeeded.
+    """
     job = get_job(session, claim.job_id, lock=True)
-    _write(
-        session,
-        claim,
-        {"status": Status.succeeded, "result": result, "finished_at": func.now(), "error": None},
-    )
-    seconds = func.extract("epoch", Shard.finished_at - Shard.started_at)
-    left, took = session.execute(
-        select(
-            func.count().filter(Shard.status != Status.succeeded),
-            func.sum(seconds).filter(Shard.id == claim.shard_id),
-        ).where(Shard.job_id == job.id)
-    ).one()
+    values = {"status": Status.succeeded, "result": result, "finished_at": func.now()}
+    seconds = _write(session, claim, {**values, "error": None})
     job.shards_done += 1
-    job.shard_seconds += max(0.0, float(took))  # a worker's clock may be ahead of the database's
+    job.shard_seconds += max(0.0, seconds)  # a worker's clock may be ahead of the database's
     job.tokens += int(result.get("tokens") or result.get("completion_tokens") or 0)
-    if left == 0:
+    if job.shards_done == job.shards_total:
         results = session.scalars(
             select(Shard.result).where(Shard.job_id == job.id).order_by(Shard.index)
         )
@@ -182,7 +189,7 @@ def finish_shard(session: Session, claim: Claim, result: Json) -> None:
 
 
 def merge_results(results: Iterable[Json]) -> Json:
-    """A job's result from its shards': numbers add up, of anything else the last one stays."""
+    """Make a job's result from its shards': sums of numbers, and the last of other values."""
     merged: Json = {}
     for result in results:
         for key, value in result.items():
@@ -209,7 +216,7 @@ def fail_shard(
 
 
 def hand_back_shard(session: Session, claim: Claim, payload: Json) -> None:
-    """Queue the shard again, to be done otherwise; this attempt does not count."""
+    """Queue a shard again with another payload; this attempt does not count."""
     job = get_job(session, claim.job_id, lock=True)
     values = {"status": Status.queued, "attempt": Shard.attempt - 1, "lease_until": None}
     _write(session, claim, {**values, "payload": payload})
@@ -217,14 +224,19 @@ def hand_back_shard(session: Session, claim: Claim, payload: Json) -> None:
     notify(session, f"job {job.id}")
 
 
-def _write(session: Session, claim: Claim, values: Mapping[str, Any]) -> None:
-    """The one conditional UPDATE through which every commit of a worker goes."""
-    result = session.execute(
+def _write(session: Session, claim: Claim, values: Mapping[str, Any]) -> float:
+    """Update a shard if it is still the claim's; every write of a worker goes through here.
+
+    Returns the seconds since the claim.
+    """
+    seconds = session.scalar(
         update(Shard)
         .where(
             Shard.id == claim.shard_id, Shard.token == claim.token, Shard.status == Status.running
         )
         .values(**values)
+        .returning(func.extract("epoch", func.now() - Shard.started_at))
     )
-    if cast("CursorResult[Any]", result).rowcount != 1:
+    if seconds is None:
         raise LeaseLost(f"shard {claim.index} of job {claim.job_id}")
+    return float(seconds)

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from shared.base import MAX_DEPTH
-from shared.db.engine import DB_UNAVAILABLE, is_full
+from shared.db.engine import DB_UNAVAILABLE, is_away, is_conflict, is_full
 from shared.errors import (
     InvalidRequest,
     PlatformError,
@@ -37,8 +37,8 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(DataError, _data_error)
-    for away in DB_UNAVAILABLE:
-        app.add_exception_handler(away, _database_away)
+    for unavailable in DB_UNAVAILABLE:
+        app.add_exception_handler(unavailable, _database_error)
     app.add_exception_handler(OSError, _os_error)
 
 
@@ -99,9 +99,13 @@ async def _os_error(_: Request, error: Exception) -> JSONResponse:
     return error_response(_disk_full("the disk for temporary files"))
 
 
-async def _database_away(_: Request, error: Exception) -> JSONResponse:
+async def _database_error(_: Request, error: Exception) -> JSONResponse:
     if is_full(error):
         return error_response(_disk_full("the database's disk"))
-    return error_response(
-        Unavailable("the database is away; retry shortly", code="database_away", retry_after=2)
-    )
+    if is_away(error):
+        message, code = "the database is away; retry shortly", "database_away"
+    elif is_conflict(error):
+        message, code = "another request changed the same rows; retry", "database_conflict"
+    else:
+        raise error
+    return error_response(Unavailable(message, code=code, retry_after=2))

@@ -7,33 +7,33 @@ from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
-from sqlalchemy import Select, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import select
+from sqlalchemy.orm import Session, undefer
 
 from shared import log
 from shared.auth import audit
-from shared.base import ResponseModel
-from shared.db.tables import Job, JobKind, Shard, Status
+from shared.base import ResponseModel, Unix
+from shared.db.tables import Job, JobKind, Status
 from shared.errors import NotFound
 from shared.jobs.broker import send_after_commit
 from shared.jobs.job import cancel_job, get_job, resume_job
-from shared.web.paging import Limit, Page, paginate, unix
+from shared.web.paging import Limit, Page, paginate
 from shared.web.session import SessionDep
 
 
 class Progress(ResponseModel):
-    """`done` of `total` shards; tokens counted over shards done."""
+    """Shards done and in all, and the tokens of those done."""
 
     done: int
     total: int
     tokens: int
     shard: dict[str, Any] | None
-    """What the shard that reported last says of itself (a training's step and loss)."""
+    """Progress of the shard that began last, such as a training's step and loss."""
 
 
 class JobRead(ResponseModel):
     id: uuid.UUID
-    object: Literal["job"]
+    object: Literal["job"] = "job"
     kind: JobKind
     status: Status
     iteration_id: uuid.UUID | None
@@ -42,53 +42,21 @@ class JobRead(ResponseModel):
     progress: Progress
     result: dict[str, Any] | None
     error: dict[str, Any] | None
-    created_at: int
-    started_at: int | None
-    finished_at: int | None
-
-
-def latest_progress(session: Session, job_id: uuid.UUID) -> dict[str, Any] | None:
-    """What the shard that began last says of itself."""
-    return session.scalar(
-        select(Shard.progress)
-        .where(Shard.job_id == job_id, Shard.progress.is_not(None))
-        .order_by(Shard.started_at.desc().nulls_last())
-        .limit(1)
-    )
-
-
-def _progress(session: Session, job: Job) -> Progress:
-    total = session.scalar(select(func.count()).where(Shard.job_id == job.id)) or 0
-    latest = latest_progress(session, job.id)
-    return Progress(done=job.shards_done, total=total, tokens=job.tokens, shard=latest)
+    created_at: Unix
+    started_at: Unix | None
+    finished_at: Unix | None
 
 
 def params_of(request: BaseModel, inline: str, **resolved: Any) -> dict[str, Any]:
-    """A request as its job keeps it: of the rows in the field `inline`, which the shards carry,
-    their hash alone, so that other ones under the same id are refused."""
+    """Parameters of a job: its request, with the rows in the field `inline` replaced by their hash.
+
+    The shards carry the rows. The hash lets a repeated id with other rows be refused.
+    """
     params = request.model_dump(mode="json") | resolved
     if rows := params.pop(inline):
         text = json.dumps(rows, sort_keys=True)
         params[f"{inline}_sha256"] = hashlib.sha256(text.encode()).hexdigest()
     return params
-
-
-def read_job(session: Session, job: Job) -> JobRead:
-    return JobRead(
-        id=job.id,
-        object="job",
-        kind=job.kind,
-        status=job.status,
-        iteration_id=job.iteration_id,
-        step=job.step,
-        params=job.params,
-        progress=_progress(session, job),
-        result=job.result,
-        error=job.error,
-        created_at=unix(job.created_at),
-        started_at=unix(job.started_at),
-        finished_at=unix(job.finished_at),
-    )
 
 
 def find_job(session: Session, job_id: uuid.UUID, kinds: tuple[JobKind, ...]) -> Job:
@@ -100,29 +68,29 @@ def find_job(session: Session, job_id: uuid.UUID, kinds: tuple[JobKind, ...]) ->
 
 
 def submitted(session: Session, job: Job, is_new: bool) -> JobRead:
-    """The answer to a submission; a job that is new is sent to the workers."""
+    """Answer a submission; a new job is sent to the workers."""
     if is_new:
         iteration = job.iteration_id and str(job.iteration_id)
         audit.record(session, "job.create", job.id, kind=job.kind, iteration=iteration)
         send_after_commit(session, job.kind, job.id)
-    return read_job(session, job)
+    return JobRead.model_validate(job)
 
 
 def cancel(session: Session, job: Job) -> JobRead:
     if not job.status.terminal:
         audit.record(session, "job.cancel", job.id)
-    return read_job(session, cancel_job(session, job.id))
+    return JobRead.model_validate(cancel_job(session, job.id))
 
 
 def resume(session: Session, job_id: uuid.UUID) -> JobRead:
     job = resume_job(session, job_id)
     audit.record(session, "job.resume", job_id)
     send_after_commit(session, job.kind, job.id)
-    return read_job(session, job)
+    return JobRead.model_validate(job)
 
 
 def jobs_router(*kinds: JobKind) -> APIRouter:
-    """Routes over the jobs of these kinds, and of no other service's."""
+    """Routes over the jobs of these kinds only."""
     router = APIRouter(tags=["jobs"])
 
     @router.get("/jobs")
@@ -132,14 +100,14 @@ def jobs_router(*kinds: JobKind) -> APIRouter:
         after: uuid.UUID | None = None,
         limit: Limit = 20,
     ) -> Page[JobRead]:
-        query: Select[Job] = select(Job).where(Job.kind.in_(kinds))
+        query = select(Job).options(undefer(Job.latest_progress)).where(Job.kind.in_(kinds))
         if status is not None:
             query = query.where(Job.status == status)
-        return paginate(session, query, Job, after, limit, lambda job: read_job(session, job))
+        return paginate(session, query, Job, after, limit, JobRead.model_validate)
 
     @router.get("/jobs/{job_id}")
     def get_job(job_id: uuid.UUID, session: SessionDep) -> JobRead:
-        return read_job(session, find_job(session, job_id, kinds))
+        return JobRead.model_validate(find_job(session, job_id, kinds))
 
     @router.post("/jobs/{job_id}/cancel")
     def cancel_job(job_id: uuid.UUID, session: SessionDep) -> JobRead:

@@ -32,7 +32,6 @@ class HasId(Protocol):
 
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
-Row = TypeVar("Row")
 Item = TypeVar("Item")
 Listed = TypeVar("Listed", bound=HasId)
 Columns = TypeVarTuple("Columns")
@@ -67,21 +66,24 @@ def _page(data: list[Listed], has_more: bool) -> Page[Listed]:
 
 def paginate(
     session: Session,
-    query: Select[Row],
+    query: Select[*Columns],
     table: Any,
     after: uuid.UUID | None,
     limit: int,
-    read: Callable[[Row], Listed],
+    read: Callable[[*Columns], Listed],
 ) -> Page[Listed]:
-    """Make a page, newest first, of a table that has `created_at` and `id`."""
+    """Make a page, newest first, of a table that has `created_at` and `id`.
+
+    `read` gets the columns of a row, of which the first is the `table`'s.
+    """
     if after is not None:
         last = session.get(table, after)
         if last is None:
             raise InvalidRequest(f"no row {after} to continue after", param="after")
         query = query.where(tuple_(table.created_at, table.id) < (last.created_at, last.id))
     query = query.order_by(table.created_at.desc(), table.id.desc()).limit(limit + 1)
-    rows = list(session.scalars(query))
-    return _page([read(row) for row in rows[:limit]], len(rows) > limit)
+    rows = session.execute(query).all()
+    return _page([read(*row) for row in rows[:limit]], len(rows) > limit)
 
 
 def paginate_by_id(

@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 from services.coordinator.iterations.state import COMPARISON, job_id
 from shared.base import ResponseModel
 from shared.db.tables import Evaluation, Iteration, Job, JobKind, Shard, Status
-from shared.web.job_routes import latest_progress
 
 TELLING_SHARE = 0.1
 """A speed from less of a stage than this would be far too low: what is under way is not counted."""
@@ -133,7 +132,7 @@ def _busy_seconds(jobs: Sequence[Job]) -> float:
 
 def _training(session: Session, iteration: Iteration) -> IterationProgress:
     job = session.get(Job, job_id(iteration.id, "train"))
-    shard = (latest_progress(session, job.id) if job else None) or {}
+    shard = (job.latest_progress if job else None) or {}
     done, total = int(shard.get("step", 0)), int(shard.get("total_steps", 0))
     # By the last step: what came before the first, as the reference's pass, is not repeated.
     eta = round(shard["seconds"] * (total - done), 1) if "seconds" in shard else None

@@ -23,6 +23,7 @@ class Iteration(Base):
     __tablename__ = "iterations"
     __table_args__ = (
         UniqueConstraint("run_id", "number"),
+        Index(None, "created_at", "id"),
         Index(
             "ix_iterations_unfinished", "created_at", postgresql_where=sql("finished_at IS NULL")
         ),
@@ -80,7 +81,10 @@ class Pair(Base):
     """The chosen and the rejected output for one prompt of an iteration."""
 
     __tablename__ = "pairs"
-    __table_args__ = (UniqueConstraint("iteration_id", "prompt_id"),)
+    __table_args__ = (
+        UniqueConstraint("iteration_id", "prompt_id"),
+        Index(None, "iteration_id", "id"),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     iteration_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("iterations.id", ondelete="CASCADE"))
@@ -113,11 +117,10 @@ class Event(Base):
     """Append-only history of an iteration; its id is the id of the server-sent event."""
 
     __tablename__ = "events"
+    __table_args__ = (Index(None, "iteration_id", "id"),)
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    iteration_id: Mapped[uuid.UUID] = mapped_column(
-        ForeignKey("iterations.id", ondelete="CASCADE"), index=True
-    )
+    iteration_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("iterations.id", ondelete="CASCADE"))
     type: Mapped[str]
     message: Mapped[str]
     data: Mapped[Json] = mapped_column(server_default=sql("'{}'"))

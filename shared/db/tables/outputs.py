@@ -2,7 +2,7 @@
 
 import uuid
 
-from sqlalchemy import BigInteger, ForeignKey, Identity, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Identity, Index, UniqueConstraint
 from sqlalchemy import text as sql
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -11,12 +11,15 @@ from shared.db.tables.base import Base, Json
 
 class Completion(Base):
     __tablename__ = "completions"
-    __table_args__ = (UniqueConstraint("job_id", "prompt_index", "sample_index"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "prompt_index", "sample_index"),
+        Index(None, "job_id", "id"),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     shard_id: Mapped[int] = mapped_column(ForeignKey("shards.id", ondelete="CASCADE"), index=True)
-    prompt_id: Mapped[int | None] = mapped_column(index=True)
+    prompt_id: Mapped[int | None] = mapped_column(BigInteger, index=True)
     prompt_index: Mapped[int]
     """Position of the prompt in its job."""
     sample_index: Mapped[int]
@@ -46,11 +49,12 @@ class Judgment(Base):
     __table_args__ = (
         UniqueConstraint("job_id", "completion_id"),
         UniqueConstraint("job_id", "item_index"),
+        Index(None, "job_id", "id"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     job_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
-    shard_id: Mapped[int] = mapped_column(ForeignKey("shards.id", ondelete="CASCADE"))
+    shard_id: Mapped[int] = mapped_column(ForeignKey("shards.id", ondelete="CASCADE"), index=True)
     completion_id: Mapped[int | None] = mapped_column(
         ForeignKey("completions.id", ondelete="CASCADE"), index=True
     )

@@ -19,12 +19,12 @@ def test_what_was_done_before_metrics_is_counted(engine: Engine) -> None:
     other = create_engine(url)
     with other.begin() as connection:
         connection.execute(text(DONE))
-    command.upgrade(config, "0007")
+    command.upgrade(config, "0008")
     with other.connect() as connection:
         counted = connection.execute(
-            text("SELECT shards_done, shard_seconds, tokens FROM jobs ORDER BY kind")
+            text("SELECT shards_done, shards_total, shard_seconds, tokens FROM jobs ORDER BY kind")
         )
-        assert [tuple(row) for row in counted] == [(2, 15.0, 42), (1, 5.0, 7), (0, 0.0, 0)]
+        assert [tuple(row) for row in counted] == [(2, 3, 15.0, 42), (1, 1, 5.0, 7), (0, 0, 0.0, 0)]
     other.dispose()
 
 

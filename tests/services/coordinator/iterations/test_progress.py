@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from services.coordinator.iterations.progress import progress_of
 from services.coordinator.iterations.state import COMPARISON, job_id
 from shared.db.tables import Evaluation, Iteration, Job, JobKind, Shard, Status
-from shared.web.job_routes import read_job
+from shared.web.job_routes import JobRead
 from tests.support import evaluated_runs, factories
 
 BEGUN = timedelta(seconds=10)
@@ -110,6 +110,6 @@ def test_the_comparison_with_the_parent_is_a_part_of_validation(
 
 def test_a_job_says_what_its_row_has_counted(session: Session, iteration: Iteration) -> None:
     job = add_job(session, iteration, "generate")
-    job.shards_done, job.tokens = 4, 2**40
-    told = read_job(session, job).progress
-    assert (told.done, told.total, told.tokens) == (4, 5, 2**40)
+    job.shards_done, job.shards_total, job.tokens = 4, 5, 2**40
+    progress = JobRead.model_validate(job).progress
+    assert (progress.done, progress.total, progress.tokens) == (4, 5, 2**40)
