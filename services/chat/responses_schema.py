@@ -1,4 +1,4 @@
-"""What `POST /v1/responses` takes: OpenAI's Responses request, as far as it is stateless text."""
+"""The request of OpenAI's Responses, as far as it is stateless text."""
 
 from typing import Annotated, Any, Literal
 
@@ -72,14 +72,14 @@ class ResponsesRequest(Lenient):
     )
     instructions: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1, le=10**6)
-    """Most tokens of thought and answer together."""
+    """Maximum tokens of the thought and the answer together."""
     reasoning: Reasoning = Field(default_factory=Reasoning)
     text: TextOptions = Field(default_factory=TextOptions)
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
     tool_choice: Literal["none", "auto"] = "auto"
     include: list[str] = Field(default_factory=list, max_length=100)
-    """Of what is not there nothing can be included; only log-probabilities would be."""
+    """Ignored, except that log-probabilities are refused: nothing else could be included."""
     metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
     stream: bool = False
 

@@ -1,7 +1,7 @@
-"""What chat takes: OpenAI's chat-completions request, its fields that apply here.
+"""The request of OpenAI's chat completions, with the fields that apply here.
 
-Unknown fields are ignored, since clients add some every month; those that would change the answer
-and are not supported are refused by name.
+Unknown fields are ignored, since clients add some every month. A field that would change the answer
+and is not supported is refused by name.
 """
 
 from typing import Annotated, Any, Literal
@@ -150,16 +150,23 @@ class ChatRequest(Lenient):
     )
 
     model: str = Field(max_length=256)
+    """Name of a served model: `name@v1`, or `name` for the version promoted last."""
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    """The conversation so far. The model thinks about the newest message of the user."""
     max_completion_tokens: int | None = Field(default=None, ge=1, le=10**6)
-    """Most tokens of thought and answer together."""
+    """Maximum tokens of the thought and the answer together."""
     max_tokens: int | None = Field(default=None, ge=1, le=10**6)
+    """Older name of `max_completion_tokens`, which takes precedence."""
     max_thought_tokens: int | None = Field(default=None, ge=0, le=10**6)
-    """Not OpenAI's: the thought's budget in tokens, in place of `reasoning_effort`."""
+    """Budget of the thought in tokens, in place of `reasoning_effort`. OpenAI has no such field."""
     reasoning_effort: Effort | None = None
+    """Budget of the thought as a share of the one in training; `none` answers at once."""
     n: int = Field(default=1, ge=1, le=8)
+    """Number of answers, each with a thought of its own."""
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] | str | None = None
+    """Up to four texts that end the answer. They are not looked for in the thought."""
     seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    """Seed of the thought and the answer: the same seed repeats both, as far as the engine can."""
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: Annotated[float, AfterValidator(lambda p: max(p, MIN_TOP_P))] = Field(
         default=1.0, ge=0, le=1
@@ -170,9 +177,11 @@ class ChatRequest(Lenient):
         dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]]
         | None
     ) = Field(default=None, max_length=300)
-    """Of the answer's tokens, as are log-probabilities."""
+    """Biases by token id. They apply to the answer only."""
     logprobs: bool = False
+    """Return the log-probability of each token of the answer."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    """Number of likeliest tokens to return beside each token; needs `logprobs`."""
     response_format: ResponseFormat = Field(default_factory=ResponseFormat)
     tools: list[Tool] = Field(default_factory=list, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
