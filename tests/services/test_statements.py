@@ -1,0 +1,50 @@
+"""A list takes few statements, however long its page is."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import Engine, event
+
+import services.generate.app
+import services.train.app
+from shared.db.engine import transaction
+from shared.db.tables import JobKind, Model
+from shared.jobs.job import NewShard, submit_job
+from tests.support import access
+
+MAX_STATEMENTS = 3
+
+
+@contextmanager
+def counted(engine: Engine) -> Iterator[list[str]]:
+    statements: list[str] = []
+
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", count)
+    try:
+        yield statements
+    finally:
+        event.remove(engine, "before_cursor_execute", count)
+
+
+@pytest.mark.parametrize(
+    ("app", "path"),
+    [(services.generate.app.app, "/jobs"), (services.train.app.app, "/models")],
+    ids=["jobs", "models"],
+)
+def test_a_list_takes_few_statements(clean_database: Engine, app: FastAPI, path: str) -> None:
+    with transaction() as session:
+        for number in range(5):
+            job, _ = submit_job(session, JobKind.generate, {}, [NewShard({})], job_id=uuid.uuid4())
+            session.add(
+                Model(name="m", version=number + 1, source="test", lineage={}, job_id=job.id)
+            )
+    with counted(clean_database) as statements:
+        answer = access.client(app).get(path)
+    assert len(answer.json()["data"]) == 5, answer.text
+    assert len(statements) <= MAX_STATEMENTS, "\n".join(statements)
