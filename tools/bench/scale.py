@@ -30,8 +30,8 @@ from services.cli.machine.datadir import DataDir
 from services.cli.machine.ports import listen
 from services.cli.machine.processes import start_companion
 from services.cli.machine.stack import Options, running, url_of
-from services.cli.output.report import timings
 from services.cli.output.watch import watch
+from shared.schemas.formatting import duration
 from tests.support import tiny_model
 
 NAME = re.compile(r"services\.\w+\.app|services\.coordinator\.loop|workers\.[\w.]+|postgres|valkey")
@@ -190,8 +190,8 @@ def show(measured: Measured, console: Console) -> None:
     table = Table(show_header=False)
     table.add_row("prompts / completions", f"{report['prompts']} / {report['completions']}")
     table.add_row("pairs", str(report["pairs"]["kept"]))
-    for row in timings(measured.iteration["timings"]):
-        table.add_row(*row)
+    for stage, seconds in measured.iteration["timings"].items():
+        table.add_row(f"time in {stage}", duration(seconds))
     table.add_row("of it in TRL", f"{measured.train_seconds:.1f} s")
     table.add_row("the platform's own", f"[bold]{measured.own_seconds:.1f} s")
     table.add_row("longest wait between stages", f"{measured.wait:.2f} s")

@@ -17,7 +17,8 @@ from services.cli.errors import CliError, StackError
 from services.cli.machine.datadir import DataDir
 from services.cli.machine.processes import start_companion
 from services.cli.output import report
-from services.cli.output.watch import duration, watch
+from services.cli.output.watch import watch
+from shared.schemas.formatting import duration
 
 FOLDER = Path(__file__).parents[3] / "configs" / "demo"
 SEED_MODEL = "smollm2-135m-instruct"

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from services.cli.api.client import Client, Object, PlatformAway, RequestFailed
 from services.cli.errors import CliError
+from shared.schemas.formatting import duration
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 POLL_INTERVAL_S = 1.0
@@ -83,11 +84,6 @@ def describe(progress: Object) -> str:
     if progress["note"]:
         parts.append(progress["note"])
     return " · ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _away(seconds: float) -> str:

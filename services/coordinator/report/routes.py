@@ -8,9 +8,8 @@ from fastapi.responses import HTMLResponse
 from sqlalchemy.orm import Session
 
 from services.coordinator.iterations.state import find
-from services.coordinator.report.iteration_page import iteration_page
+from services.coordinator.report.pages import iteration_page, run_page
 from services.coordinator.report.run import run_report
-from services.coordinator.report.run_page import run_page
 from shared.db.tables import Iteration
 from shared.errors import Conflict
 from shared.web.session import SessionDep

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select, update
 from services.coordinator.app import app
 from services.coordinator.evaluation.winrate import INSEPARABLE
 from services.coordinator.report.build import build_report
-from services.coordinator.report.run_page import run_page
+from services.coordinator.report.pages import run_page
 from shared.db.engine import transaction
 from shared.db.tables import Iteration, Prompt, Status
 from shared.schemas.formatting import interval
