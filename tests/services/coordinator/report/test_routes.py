@@ -1,5 +1,6 @@
 """Reports over HTTP, as JSON and as pages that load and run nothing."""
 
+import io
 import uuid
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -8,8 +9,11 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from rich.console import Console
 from sqlalchemy import Engine, select, update
 
+from services.cli.output.report import run_tables
+from services.cli.output.report import table as iteration_table
 from services.coordinator.app import app
 from services.coordinator.evaluation.winrate import INSEPARABLE
 from services.coordinator.report.build import build_report
@@ -17,6 +21,7 @@ from services.coordinator.report.pages import run_page
 from shared.db.engine import transaction
 from shared.db.tables import Iteration, Prompt, Status
 from shared.schemas.formatting import interval
+from shared.schemas.report_rows import iteration_sections, run_sections
 from shared.settings import get_settings
 from shared.thinking.formats import NONE, SPECIFIC
 from tests.support import access, factories
@@ -234,3 +239,27 @@ def test_what_is_not_there_is_said(client: TestClient, runs: Any) -> None:
     for end in ("report", "report.html"):
         assert client.get(f"/iterations/{unfinished}/{end}").status_code == 409
         assert client.get(f"/iterations/{nobody}/{end}").status_code == 404
+
+
+def test_page_and_terminal_have_the_same_rows(client: TestClient, runs: Any) -> None:
+    run = client.get(f"/runs/{runs[0]}/report").json()
+    row = client.get(f"/iterations/{runs[2]}").json()
+    for path, shown, sections in (
+        (f"/runs/{runs[0]}", run_tables(run), run_sections(run)),
+        (
+            f"/iterations/{runs[2]}",
+            iteration_table(row),
+            iteration_sections(row["report"], row["timings"]),
+        ),
+    ):
+        console = Console(file=io.StringIO(), width=2000)
+        console.print(shown)
+        assert isinstance(console.file, io.StringIO)
+        terminal = console.file.getvalue()
+        page = Page(client.get(f"{path}/report.html").text).text
+        for section in sections:
+            assert section.rows, f"{section.title} has no rows"
+            cells = [cell for cells in section.rows for cell in cells]
+            for text in (section.title, *section.header, *section.notes, *cells):
+                assert text in page, f"{text!r} is not on the page {path}"
+                assert text in terminal, f"{text!r} is not on the terminal {path}"
