@@ -2,15 +2,10 @@
 
 from dataclasses import dataclass
 
-import orjson
-
 from services.chat.schema import ChatRequest, JsonObject
 from services.chat.serving import Served
 from shared.errors import InvalidRequest, PlatformError, Unavailable
 from shared.vllm.answers import EngineAway, EngineFailed, EngineRefused
-
-ORDERS = 1000
-"""Kept of a model at most."""
 
 
 @dataclass(frozen=True)
@@ -60,25 +55,7 @@ class Conversation:
                 param="messages",
                 code="context_length_exceeded",
             )
-        if len(self.served.orders) >= ORDERS:
-            self.served.orders.clear()
-        self.served.orders.add(self._order)
         return prompt_ids
-
-    @property
-    def surely_renders(self) -> bool:
-        """Whether the template has taken this order of roles before."""
-        return not self.tools and self._order in self.served.orders
-
-    @property
-    def most_tokens(self) -> int:
-        """No fewer than it is rendered to, but for what a template adds to it: a token is a byte
-        or more."""
-        return len(orjson.dumps(self.messages))
-
-    @property
-    def _order(self) -> tuple[str, ...]:
-        return tuple(message["role"] for message in self.messages)
 
 
 def without_detail(error: EngineFailed) -> PlatformError:

@@ -55,8 +55,6 @@ class Served:
     """Set when the engine has another model, or is about to."""
     _renewed_at: datetime | None = field(default=None, init=False)
     _seen_at: float = field(default=0.0, init=False)
-    orders: set[tuple[str, ...]] = field(default_factory=set, init=False)
-    """Orders of roles that the model's template has taken."""
     _takes_tools: bool | None = field(default=None, init=False)
 
     def see(self, engine: ReadyEngine, at: float) -> None:

@@ -6,7 +6,7 @@ an answer is read in one way, so both are the same text with the same usage.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from services.chat.second_phase import SecondPhase
 from services.chat.serving import Served
 from services.chat.tool_calls import ToolCallReader
 from shared.errors import InvalidRequest, PlatformError
-from shared.thinking.generation import SEEDS, render_and_think, think
+from shared.thinking.generation import SEEDS, think
 from shared.thinking.sampling import GREEDY_BELOW
 from shared.thinking.thoughts import Thought
 from shared.vllm.answers import EngineFailed, EngineRefused
@@ -51,8 +51,7 @@ class Turn:
     request: ChatRequest
     conversation: Conversation
     seed: int
-    prompt_ids: list[int] = field(default_factory=list)
-    """Empty until the conversation is rendered."""
+    prompt_ids: list[int]
     thoughts: list[Thought] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     first_answer: metrics.FirstAnswer = field(default_factory=metrics.FirstAnswer)
@@ -61,30 +60,10 @@ class Turn:
     def served(self) -> Served:
         return self.conversation.served
 
-    @property
-    def can_render_by_thinking(self) -> bool:
-        """Whether one request to the engine does both. What might be refused is rendered by itself,
-        since an error has its status only until a stream begins. So is what might leave a thought
-        less room than its budget: how much there is, is known only afterwards."""
-        fmt, longest = self.served.model.format, self.conversation.longest
-        if not fmt.thinks or fmt.prefix or not self.conversation.surely_renders:
-            return False
-        budget = self._thought_budget(longest)
-        return 0 < budget == self._thought_budget(longest - self.conversation.most_tokens)
-
-    async def render(self) -> None:
-        """Raises `InvalidRequest`: too long, or not what the model's template can render."""
-        self.prompt_ids = await self.conversation.render()
-
     async def think(self) -> None:
         """Phase 1, of all choices at once."""
         if self.served.model.format.thinks:
-            if not self.prompt_ids:
-                await self._first_phase(self._render_and_think)
-            if not self.prompt_ids:
-                await self.render()
-            if not self.thoughts:
-                await self._first_phase(self._think)
+            await self._first_phase()
             self.thoughts *= self.request.n // len(self.thoughts)
             for thought in self.thoughts:
                 metrics.THOUGHT_TOKENS.observe(thought.tokens)
@@ -94,32 +73,15 @@ class Turn:
         self.usage.prompt_tokens = len(self.prompt_ids)
         self.usage.reasoning_tokens = sum(thought.tokens for thought in self.thoughts)
 
-    async def _first_phase(self, draw: Callable[[], Awaitable[None]]) -> None:
-        try:
-            async with self.served.phase():
-                await draw()
-        except EngineFailed as error:
-            raise without_detail(error) from None
-
-    async def _render_and_think(self) -> None:
-        """Leaves undone what does not succeed in one request, and is to be done in two."""
-        fmt, messages = self.served.model.format, self.conversation.messages
-        params = self._sampling(self._thought_budget(self.conversation.longest))
-        try:
-            self.prompt_ids, thoughts = await render_and_think(
-                self.served.engine, messages, fmt, params
-            )
-        except EngineRefused:
-            return
-        budget = self._thought_budget(self.room)
-        if all(thought.tokens <= budget for thought in thoughts):
-            self.thoughts = thoughts
-
-    async def _think(self) -> None:
+    async def _first_phase(self) -> None:
         fmt = self.served.model.format
         room = self.room - len(fmt.prefix.encode())  # no token has less than a byte
         params = self._sampling(self._thought_budget(room))
-        self.thoughts = await think(self.served.engine, self.prompt_ids, fmt, params)
+        try:
+            async with self.served.phase():
+                self.thoughts = await think(self.served.engine, self.prompt_ids, fmt, params)
+        except EngineFailed as error:
+            raise without_detail(error) from None
 
     def _sampling(self, budget: int) -> SamplingParams:
         """The sampling of phase 1. Greedy thoughts are all equal, and vLLM draws only one."""
@@ -188,7 +150,7 @@ class Turn:
 
 
 async def prepare(request: ChatRequest, served: Served) -> Turn:
-    """The turn, rendered unless that is done as it thinks.
+    """Make a turn of a request, with its conversation rendered to token ids.
 
     Raises:
         InvalidRequest: too long, or not what the model's template can render.
@@ -196,10 +158,7 @@ async def prepare(request: ChatRequest, served: Served) -> Turn:
     conversation = await Conversation.of(request, served)
     # One and the same engine request repeats a whole choice; the engine adds k for choice k.
     seed = random.randrange(SEEDS) if request.seed is None else request.seed % SEEDS
-    turn = Turn(request, conversation, seed)
-    if not turn.can_render_by_thinking:
-        await turn.render()
-    return turn
+    return Turn(request, conversation, seed, await conversation.render())
 
 
 async def merge_choices(turn: Turn) -> AsyncGenerator[tuple[int, Piece]]:

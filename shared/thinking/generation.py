@@ -13,9 +13,9 @@ another seed derived from it. Equal seeds give equal outputs only as far as the 
 do not depend on what else is in a batch; vLLM's do, slightly.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from shared.thinking.formats import ThoughtFormat
 from shared.thinking.sampling import Sampling
@@ -36,10 +36,6 @@ class Engine(Vocabulary, Protocol):
     """The part of `EngineClient` that generation needs."""
 
     async def complete(self, prompt_ids: Sequence[int], params: SamplingParams) -> list[Choice]: ...
-
-    async def complete_chat(
-        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams
-    ) -> tuple[list[int], list[Choice]]: ...
 
     async def max_model_len(self) -> int: ...
 
@@ -88,22 +84,6 @@ async def think(
         choices = [Choice("", [], "length", None)] * params.n
     closed = [await close(engine, choice, fmt.response_marker) for choice in choices]
     return [Thought([*prefix_ids, *t.ids], prefix + t.text, t.tokens, t.forced) for t in closed]
-
-
-async def render_and_think(
-    engine: Engine,
-    messages: Sequence[Mapping[str, Any]],
-    fmt: ThoughtFormat,
-    params: SamplingParams,
-) -> tuple[list[int], list[Thought]]:
-    """The prompt's ids, and what `think` with these `params` would write behind them: one request
-    in place of two. For formats without a prefix only, and budgets above 0.
-
-    Raises:
-        EngineRefused: also where the engine cannot do both at once.
-    """
-    prompt_ids, choices = await engine.complete_chat(messages, _until_marker(params, fmt))
-    return prompt_ids, [await close(engine, c, fmt.response_marker) for c in choices]
 
 
 def _until_marker(params: SamplingParams, fmt: ThoughtFormat) -> SamplingParams:

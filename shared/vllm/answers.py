@@ -109,26 +109,16 @@ def _piece(data: bytes) -> Choice:
     return _choice(event["choices"][0])
 
 
-def has_ids(chat_answer: dict[str, Any]) -> bool:
-    """Whether an answer of the chat route holds all that was generated, and what it continued.
-    Older engines tell no ids, and one with a reasoning parser takes thoughts from the text."""
-    return bool(chat_answer.get("prompt_token_ids")) and all(
-        c.get("token_ids") is not None
-        and c["message"].get("content") is not None
-        and not c["message"].get("reasoning")
-        for c in chat_answer["choices"]
-    )
-
-
 def choices(answer: dict[str, Any]) -> list[Choice]:
-    """Of a whole answer of either route, in order of their index."""
+    """The samples of a whole answer, in order of their index."""
     return [_choice(c) for c in sorted(answer["choices"], key=lambda c: int(c["index"]))]
 
 
 def _choice(c: dict[str, Any]) -> Choice:
-    text = c["message"]["content"] if "message" in c else c["text"]
     logprobs = _logprobs(c["logprobs"]) if c.get("logprobs") else []
-    return Choice(text, c["token_ids"] or [], c["finish_reason"], c.get("stop_reason"), logprobs)
+    return Choice(
+        c["text"], c["token_ids"] or [], c["finish_reason"], c.get("stop_reason"), logprobs
+    )
 
 
 def _logprobs(columns: dict[str, list[Any]]) -> list[TokenLogprob]:

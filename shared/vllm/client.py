@@ -14,11 +14,9 @@ import orjson
 
 from shared.vllm.answers import (
     Choice,
-    EngineRefused,
     choices,
     engine_errors,
     error_of,
-    has_ids,
     pieces,
 )
 from shared.vllm.sampling import SamplingParams
@@ -57,7 +55,6 @@ class EngineClient:
         self._short_texts: dict[tuple[int, ...], str] = {}
         self._texts: dict[str, list[int]] = {}
         self._max_model_len: int | None = None
-        self._chats_with_ids = True
 
     def for_another_model(self) -> "EngineClient":
         """One with the same connections, which has looked up nothing yet."""
@@ -76,22 +73,6 @@ class EngineClient:
         """`params.n` samples that continue `prompt_ids`, in order of their index."""
         body = {"prompt": list(prompt_ids), **params.body()}
         return choices(await self._post("/v1/completions", body, GENERATION_SECONDS))
-
-    async def complete_chat(
-        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams
-    ) -> tuple[list[int], list[Choice]]:
-        """`render` and `complete` in one request: ids of the prompt, and samples that continue it.
-
-        Raises:
-            EngineRefused: also where the engine does not tell ids in chat.
-        """
-        if self._chats_with_ids:
-            body = {"messages": list(messages), **params.body()}
-            answer = await self._post("/v1/chat/completions", body, GENERATION_SECONDS)
-            if has_ids(answer):
-                return answer["prompt_token_ids"], choices(answer)
-            self._chats_with_ids = False
-        raise EngineRefused("the engine tells no ids in chat")
 
     @asynccontextmanager
     async def stream(

@@ -68,8 +68,6 @@ class ScriptedEngine:
     a grammar is named."""
     render_answer: Response | None = None
     """What each rendering of messages is answered with."""
-    chats_with_ids: bool = True
-    """Not so in older ones."""
     token_seconds: float = 0.0
     broken_swap: bool = False
     """Swaps report success and change nothing."""
@@ -240,8 +238,7 @@ class ScriptedEngine:
             rows = zip(ids[1:], self.logprobs(ids), strict=True)
             choices[0]["prompt_logprobs"] = [None, *({str(i): {"logprob": x}} for i, x in rows)]
         if "messages" in body:
-            has_ids = self.chats_with_ids and body.get("return_token_ids")
-            answer = _as_chat(answer, ids if has_ids else None)
+            answer = _as_chat(answer)
         total = sum(len(step.ids) for step in steps)
         usage = {
             "prompt_tokens": len(ids),
@@ -390,13 +387,12 @@ def _choice(index: int, step: Step, ids: list[int], text: str) -> dict[str, Any]
     }
 
 
-def _as_chat(answer: dict[str, Any], prompt_ids: list[int] | None) -> dict[str, Any]:
-    """A whole answer as the chat route gives it, without ids where these are None."""
+def _as_chat(answer: dict[str, Any]) -> dict[str, Any]:
+    """Put a whole answer into the form of the chat route, which gives no token ids."""
     for choice in answer["choices"]:
         choice["message"] = {"role": "assistant", "content": choice.pop("text")}
-        if prompt_ids is None:
-            choice["token_ids"] = None
-    return answer | {"prompt_token_ids": prompt_ids}
+        choice["token_ids"] = None
+    return answer
 
 
 def _event(piece: dict[str, Any], chat: bool) -> bytes:

@@ -54,13 +54,11 @@ class Asked(threading.Thread):
 
 
 def serve(engine_url: str, fmt: ThoughtFormat, name: str = "demo", version: int = 1) -> None:
-    """Promote a model of this format and wait until chat serves it, as after a first question: its
-    template is known to take one."""
+    """Promote a model of this format and wait until chat serves it."""
     with transaction() as session:
         wanted = {"name": name, "version": version, "thought_format": fmt.model_dump()}
         id_ = factories.served(session, engine_url, **wanted).id
     until(lambda: only_model() == id_, "it is served")
-    only_served().orders.add(("user",))
 
 
 def only_served() -> Served:

@@ -3,7 +3,7 @@
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from tests.services.chat.served import only_served, post, script
+from tests.services.chat.served import post, script
 from tests.support.scripted_engine import ScriptedEngine
 
 
@@ -32,7 +32,6 @@ def test_only_a_template_that_refuses_is_the_fault_of_the_messages(
     param: str | None,
 ) -> None:
     scripted.script = script("Forty two.")
-    only_served().orders.clear()
     monkeypatch.setattr(scripted, "render_answer", answer)
     refused = post(served)
     assert (refused.status_code, refused.json()["error"]["param"]) == (status, param)

@@ -101,11 +101,11 @@ def test_both_replicas_are_used_and_a_request_stays_on_one(
 
 
 def test_a_busy_engine_is_spared(served: str, first: ScriptedEngine, second: Replica) -> None:
-    second.engine.script = script("word " * 60, THOUGHT)
+    second.engine.script = script("word " * 150, THOUGHT)
     first.script = script("Forty two.", THOUGHT)
     asked = [ask(served, number) for number in range(2)]
     until(lambda: numbers(second.engine, thinking=False), "the second engine is busy")
-    asked[0].join(2)
+    until(lambda: not all(one.is_alive() for one in asked), "the first engine has answered")
     for number in (2, 3, 4):
         assert ask(served, number).answered().status_code == 200
     assert len(numbers(second.engine, thinking=True)) == 1
