@@ -92,7 +92,7 @@ def test_a_thought_leaves_the_answer_half_of_the_room(
     assert answer(warm, stream=stream).status_code == 200
     thinking, answering = (body["max_tokens"] for body in scripted.requests[-2:])
     assert thinking < 200
-    assert answering >= thinking
+    assert answering > 100
 
 
 @pytest.mark.parametrize("stream", [False, True])
