@@ -33,6 +33,7 @@ from tests.support.waiting import until
 
 APPS = {"generate": generate, "judge": judge, "train": train, "coordinator": coordinator}
 EXAMPLES = 25
+pytestmark = pytest.mark.slow
 Test = Callable[[Any, dict[str, str]], None]
 CHECKS: list[CheckFunction] = [
     not_a_server_error,
