@@ -295,7 +295,9 @@ def _comparisons(scripted: Scripted, run_id: str) -> list[tuple[Any, ...]]:
     )
 
 
-def test_what_trl_refuses_is_said_and_mended_without_sampling_again(scripted: Scripted) -> None:
+@pytest.fixture(scope="module")
+def mended(scripted: Scripted) -> Object:
+    """An iteration whose training TRL refused, and that was resumed with other settings."""
     training = {"batch_size": 4, "micro_batch_size": 2, "extra": {"no_such_option": 1}}
     [iteration] = scripted.run(training=training)
     assert iteration["status"] == "failed"
@@ -305,18 +307,25 @@ def test_what_trl_refuses_is_said_and_mended_without_sampling_again(scripted: Sc
     url = f"{scripted.url}/iterations/{iteration['id']}"
     count = "SELECT count(*) FROM completions"
     [[before]] = scripted.platform.sql(count)
-    change = {"training": training | {"extra": {"weight_decay": 0.25}}}
+    change = {"training": training | {"epochs": 2, "extra": {"weight_decay": 0.25}}}
     assert httpx2.post(f"{url}/resume", json=change, headers=HEADERS).status_code == 202
     [iteration] = scripted.platform.ended(iteration["run_id"])
     assert iteration["status"] == "succeeded", iteration["error"]
     [[after]] = scripted.platform.sql(count)
-    assert after - before == 6, "more than the checkpoint was sampled"
+    assert after - before == 2 * 6, "more than the two checkpoints was sampled"
+    late = httpx2.post(f"{url}/resume", json=change, headers=HEADERS)
+    assert late.status_code == 409
+    return iteration
+
+
+def test_what_trl_refuses_is_said_and_mended_without_sampling_again(
+    scripted: Scripted, mended: Object
+) -> None:
+    iteration = mended
     model = scripted.client.model(iteration["result_model"])
     assert model is not None
     for trained in (model["lineage"]["training"], model["lineage"]["config"]["training"]):
         assert trained["extra"] == {"weight_decay": 0.25}
-    late = httpx2.post(f"{url}/resume", json=change, headers=HEADERS)
-    assert late.status_code == 409
 
 
 def test_an_engine_that_fails_for_a_while_costs_nothing_but_time(scripted: Scripted) -> None:
@@ -346,9 +355,8 @@ def workers() -> Iterator[psutil.Process]:
                 yield process
 
 
-def test_pruning_leaves_what_the_model_was_made_from(scripted: Scripted) -> None:
-    [iteration] = scripted.run(training={"batch_size": 4, "micro_batch_size": 2, "epochs": 2})
-    assert iteration["status"] == "succeeded", iteration["error"]
+def test_pruning_leaves_what_the_model_was_made_from(scripted: Scripted, mended: Object) -> None:
+    iteration = mended
     url = f"{scripted.url}/iterations/{iteration['id']}"
     pairs = httpx2.get(f"{url}/pairs", headers=HEADERS).json()
     job = f"SELECT status, result FROM jobs WHERE kind = 'prune' AND iteration_id = '{url[-36:]}'"
