@@ -2,9 +2,10 @@
 
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import BigInteger, Uuid, bindparam, func, insert, literal, select, true
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from services.coordinator.datasets import routes as datasets
@@ -18,10 +19,10 @@ from shared.schemas.judges import VerifierSpec, with_model
 from shared.schemas.requests import IterationRequest
 
 Drawn = tuple[list[list[int]], list[int]]
-"""Ids of training prompts, a list an iteration, and of validation prompts."""
+"""Ids of training prompts, one list for each iteration, and of the validation prompts."""
 TEXT = func.hashtextextended(Prompt.text, 0)
-"""In place of a prompt's text, of which a dataset may hold a gigabyte. Of a million, two share a
-hash by chance once in 40 million times, and then one is left out."""
+"""Stands for a prompt's text, since a dataset may hold a gigabyte of it. Among a million texts two
+share a hash by chance once in 40 million times, and then one is left out."""
 
 
 def start_run(session: Session, request: IterationRequest) -> list[Iteration]:
@@ -29,10 +30,10 @@ def start_run(session: Session, request: IterationRequest) -> list[Iteration]:
     one is wanted; the loop takes them from there. Returns the run's own."""
     _refuse_untrainable(request)
     seed_model = resolve(session, request.base_model, param="base_model")
+    request = _with_judges_resolved(session, request)  # a refusal comes before the costly draw
     run_id = uuid.uuid4()
     dataset = _dataset(session, request, run_id)
     prompts = _draw(session, request, dataset, seed_model)
-    request = _with_judges_resolved(session, request)
     iterations = _insert_run(session, request, dataset, seed_model, prompts, run_id=run_id)
     if request.baseline:
         same = direct(request), dataset, seed_model, prompts
@@ -69,9 +70,9 @@ def _insert_run(
     session.add_all(iterations)
     session.flush()
     for iteration, fresh in zip(iterations, train, strict=True):
-        _insert_prompts(session, iteration, Split.train, fresh)
-        _insert_prompts(session, iteration, Split.validation, validation)
+        _insert_prompts(session, [iteration.id], Split.train, fresh)
         events.record(session, iteration.id, "status", "queued")
+    _insert_prompts(session, [i.id for i in iterations], Split.validation, validation)
     return iterations
 
 
@@ -154,8 +155,9 @@ def _draw(
 def _ids(
     session: Session, request: IterationRequest, dataset: Dataset, split: Split, not_of: set[int]
 ) -> dict[int, int]:
-    """Of one prompt of each text that is not among those, with the text, in the order of the draw.
-    The same text with other checks is another one: the verifier asks something else."""
+    """Id and text hash of one prompt for each text, in the order of the draw, without those in
+    `not_of`. The same text with other checks counts as another one, for the verifier asks
+    something else."""
     _refuse_unjudgeable(session, request, dataset, split)
     query = (
         select(func.min(Prompt.id), TEXT)
@@ -218,10 +220,16 @@ def _trained_on(session: Session, model: Model) -> set[int]:
 
 
 def _insert_prompts(
-    session: Session, iteration: Iteration, split: Split, prompt_ids: Sequence[int]
+    session: Session, iteration_ids: list[uuid.UUID], split: Split, prompt_ids: list[int]
 ) -> None:
-    rows = [
-        {"iteration_id": iteration.id, "prompt_id": p, "split": split, "position": i}
-        for i, p in enumerate(prompt_ids)
-    ]
-    session.execute(insert(IterationPrompt), rows)
+    """Give all of the iterations the same prompts, in this order, by one statement. Only the ids
+    are sent; Postgres makes the rows."""
+    ids = func.unnest(bindparam(None, prompt_ids, ARRAY(BigInteger)))
+    drawn = ids.table_valued("prompt_id", with_ordinality="position").render_derived("drawn")
+    iterations = func.unnest(bindparam(None, iteration_ids, ARRAY(Uuid)))
+    takes = iterations.table_valued("id").render_derived("takes")
+    rows = select(takes.c.id, drawn.c.prompt_id, literal(split.value), drawn.c.position - 1)
+    columns = ["iteration_id", "prompt_id", "split", "position"]
+    session.execute(
+        insert(IterationPrompt).from_select(columns, rows.join_from(takes, drawn, true()))
+    )
