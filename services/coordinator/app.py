@@ -5,7 +5,7 @@ from prometheus_client import REGISTRY
 from services.chat import routes as chat
 from services.coordinator import models_proxy as models
 from services.coordinator.datasets import routes as datasets
-from services.coordinator.iterations import event_stream, manifest
+from services.coordinator.iterations import events, manifest
 from services.coordinator.iterations import outputs as results
 from services.coordinator.iterations import routes as iterations
 from services.coordinator.iterations import validation_outputs as answers
@@ -24,7 +24,7 @@ app = create_app(
     answers.router,
     reports.router,
     manifest.router,
-    event_stream.router,
+    events.router,
     datasets.router,
     models.router,
     prune.router,

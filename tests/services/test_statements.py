@@ -1,12 +1,10 @@
 """A list takes few statements, however long its page is."""
 
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine
 
 import services.generate.app
 import services.train.app
@@ -14,22 +12,9 @@ from shared.db.engine import transaction
 from shared.db.tables import JobKind, Model
 from shared.jobs.job import NewShard, submit_job
 from tests.support import access
+from tests.support.statements import counted
 
 MAX_STATEMENTS = 3
-
-
-@contextmanager
-def counted(engine: Engine) -> Iterator[list[str]]:
-    statements: list[str] = []
-
-    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        statements.append(statement)
-
-    event.listen(engine, "before_cursor_execute", count)
-    try:
-        yield statements
-    finally:
-        event.remove(engine, "before_cursor_execute", count)
 
 
 @pytest.mark.parametrize(

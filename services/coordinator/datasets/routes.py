@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryFile
 from typing import Annotated, Any, Literal
@@ -51,11 +51,15 @@ class Upload(RequestModel):
 
 
 class DatasetRead(ResponseModel):
+    """A dataset with the number of its prompts."""
+
     id: uuid.UUID
     object: Literal["dataset"]
     name: str
     source: str
+    """`upload`, `inline`, the path of a file, or `hf:<id>@<commit>?<settings>`."""
     sha256: str
+    """SHA-256 of its prompts, written as canonical JSONL."""
     train_prompts: int
     validation_prompts: int
     created_at: int
@@ -134,7 +138,8 @@ def _kept(lines: Iterable[PromptLine]) -> Iterator[Iterator[PromptLine]]:
 def list_datasets(
     session: SessionDep, after: uuid.UUID | None = None, limit: Limit = 20
 ) -> Page[DatasetRead]:
-    return paginate(session, select(Dataset), Dataset, after, limit, lambda d: read(session, d))
+    rows = paginate(session, select(Dataset), Dataset, after, limit, lambda row: row)
+    return Page[DatasetRead].model_validate(dict(rows) | {"data": read_all(session, rows.data)})
 
 
 @router.get("/datasets/{name}")
@@ -204,22 +209,30 @@ def insert_inline(
 
 
 def read(session: Session, dataset: Dataset) -> DatasetRead:
-    train, validation = session.execute(
-        select(
-            func.count().filter(Prompt.split == Split.train),
-            func.count().filter(Prompt.split == Split.validation),
-        ).where(Prompt.dataset_id == dataset.id)
-    ).one()
-    return DatasetRead(
-        id=dataset.id,
-        object="dataset",
-        name=dataset.name,
-        source=dataset.source,
-        sha256=dataset.sha256,
-        train_prompts=train,
-        validation_prompts=validation,
-        created_at=unix(dataset.created_at) or 0,
+    return read_all(session, [dataset])[0]
+
+
+def read_all(session: Session, datasets: Sequence[Dataset]) -> list[DatasetRead]:
+    """Answers for all of the datasets, whose prompts one statement counts."""
+    rows = session.execute(
+        select(Prompt.dataset_id, Prompt.split, func.count())
+        .where(Prompt.dataset_id.in_([dataset.id for dataset in datasets]))
+        .group_by(Prompt.dataset_id, Prompt.split)
     )
+    counts = {(dataset_id, split): count for dataset_id, split, count in rows}
+    return [
+        DatasetRead(
+            id=dataset.id,
+            object="dataset",
+            name=dataset.name,
+            source=dataset.source,
+            sha256=dataset.sha256,
+            train_prompts=counts.get((dataset.id, Split.train), 0),
+            validation_prompts=counts.get((dataset.id, Split.validation), 0),
+            created_at=unix(dataset.created_at),
+        )
+        for dataset in datasets
+    ]
 
 
 def _open_under_root(path: str) -> Any:

@@ -4,6 +4,7 @@ Every claim about thinking is a comparison with it (Wu et al., arXiv 2410.10630,
 """
 
 import uuid
+from collections.abc import Collection
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -14,7 +15,7 @@ from shared.thinking.formats import NONE
 
 
 def direct(request: IterationRequest) -> IterationRequest:
-    """The request for its baseline, which is never served: it is there to be measured."""
+    """The request for a run's baseline, which is only measured and never served."""
     return request.model_copy(
         update={
             "name": request.name + DIRECT,
@@ -27,8 +28,14 @@ def direct(request: IterationRequest) -> IterationRequest:
 
 def baseline_of(session: Session, run_id: uuid.UUID) -> uuid.UUID | None:
     """The run that is the direct baseline of this one."""
-    query = select(Iteration.run_id).where(Iteration.baseline_of == run_id)
-    return session.scalar(query.limit(1))
+    return baselines_of(session, {run_id}).get(run_id)
+
+
+def baselines_of(session: Session, run_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, uuid.UUID]:
+    """Run -> the run that is its direct baseline."""
+    query = select(Iteration.baseline_of, Iteration.run_id).distinct()
+    rows = session.execute(query.where(Iteration.baseline_of.in_(run_ids)))
+    return {of: run_id for of, run_id in rows if of is not None}
 
 
 def counterpart(session: Session, iteration: Iteration) -> Iteration | None:

@@ -1,5 +1,7 @@
-"""How far an iteration's current stage is, with its speed and the time it still needs."""
+"""The progress of an iteration's current stage, with its speed and the time it still needs."""
 
+import uuid
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
@@ -7,12 +9,12 @@ from typing import Literal, NamedTuple
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from services.coordinator.iterations.state import COMPARISON, job_id
+from services.coordinator.iterations.state import own_step
 from shared.base import ResponseModel
-from shared.db.tables import Evaluation, Iteration, Job, JobKind, Shard, Status
+from shared.db.tables import Iteration, Job, JobKind, Shard, Status
 
 TELLING_SHARE = 0.1
-"""A speed from less of a stage than this would be far too low: what is under way is not counted."""
+"""A speed measured on less of a stage would be far too low, for it misses unfinished work."""
 
 
 class IterationProgress(ResponseModel):
@@ -23,24 +25,37 @@ class IterationProgress(ResponseModel):
     tokens_per_second: float | None
     eta_seconds: float | None
     note: str | None
-    """What goes on while nothing can be counted yet."""
+    """The work under way while nothing can be counted yet."""
 
 
-def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
+def progress_of(
+    session: Session, iterations: Sequence[Iteration]
+) -> dict[uuid.UUID, IterationProgress]:
+    """The progress of each iteration, read in one statement however many there are."""
+    counts: dict[uuid.UUID, list[_Counts]] = defaultdict(list)
+    at_work = [i.id for i in iterations if not i.status.terminal or i.stage == "train"]
+    for counted in _counted(session, at_work) if at_work else ():
+        assert counted.job.iteration_id is not None
+        counts[counted.job.iteration_id].append(counted)
+    return {i.id: _progress(i, counts[i.id]) for i in iterations}
+
+
+def _progress(iteration: Iteration, counts: Sequence["_Counts"]) -> IterationProgress:
     if iteration.stage == "train":
-        return _training(session, iteration)
-    jobs = [] if iteration.status.terminal else _stage_jobs(session, iteration)
-    counts = [(_counted(session, job), each) for job, each in _seconds_each(jobs)]
-    made = sum(of.made * each for of, each in counts)
-    left = sum(of.left * each for of, each in counts)
-    sampling = [j for j in jobs if j.kind is JobKind.generate]
-    tokens = sum(of.tokens for of, _ in counts)
-    seconds, sampled_seconds = _busy_seconds(jobs), _busy_seconds(sampling)
+        return _training(counts)
+    counts = [c for c in counts if _in_stage(c.job, iteration)]
+    jobs = [c.job for c in counts]
+    seconds_each = dict(_seconds_each(jobs))
+    made = sum(c.made * seconds_each[c.job] for c in counts)
+    left = sum(c.left * seconds_each[c.job] for c in counts)
+    tokens = sum(c.tokens for c in counts)
+    seconds = _busy_seconds(jobs)
+    sampled_seconds = _busy_seconds([j for j in jobs if j.kind is JobKind.generate])
     telling = made > TELLING_SHARE * (made + left)
     return IterationProgress(
         stage=iteration.stage,
-        done=sum(of.done for of, _ in counts),
-        total=sum(of.total for of, _ in counts),
+        done=sum(c.done for c in counts),
+        total=sum(c.total for c in counts),
         unit="shards",
         tokens_per_second=round(tokens / sampled_seconds, 1)
         if telling and sampled_seconds
@@ -51,21 +66,23 @@ def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
 
 
 class _Counts(NamedTuple):
-    """Shards of a job. `made` and `left` count one that is under way in parts."""
+    """Shards of a job. `made` and `left` count a running one in parts."""
 
+    job: Job
     done: int
     total: int
     made: float
-    """Since the job started last: what was there before a resume says nothing of its speed."""
+    """Since the job started last: shards done before a resume say nothing about its speed."""
     left: float
     tokens: float
 
 
-def _counted(session: Session, job: Job) -> _Counts:
+def _counted(session: Session, iteration_ids: Sequence[uuid.UUID]) -> Iterator[_Counts]:
     running = Shard.status == Status.running
     fresh = Shard.finished_at >= Job.started_at
-    done, total, share, fresh_done, tokens = session.execute(
+    rows = session.execute(
         select(
+            Job,
             func.count().filter(Shard.status == Status.succeeded),
             func.count(),
             _sum(Shard.progress["share"].as_float(), running),
@@ -73,10 +90,21 @@ def _counted(session: Session, job: Job) -> _Counts:
             _sum(Shard.result["tokens"].as_float(), fresh)
             + _sum(Shard.progress["tokens"].as_float(), running),
         )
-        .join(Job, Job.id == Shard.job_id)
-        .where(Job.id == job.id)
-    ).one()
-    return _Counts(done, total, fresh_done + share, total - done - share, tokens)
+        .join(Shard, Shard.job_id == Job.id)
+        .where(Job.iteration_id.in_(iteration_ids), own_step())
+        .group_by(Job.id)
+    )
+    for job, done, total, share, fresh_done, tokens in rows:
+        made, left = fresh_done + share, total - done - share
+        yield _Counts(job, done, total, made, left, tokens)
+
+
+def _in_stage(job: Job, iteration: Iteration) -> bool:
+    """True for jobs of sampling with those that score the parent, or for those that score
+    checkpoints with the one that compares the best of them with the parent."""
+    step = job.step or ""
+    sampling = step in ("generate", "judge") or step.endswith(f":{iteration.parent_model_id}")
+    return job.kind is not JobKind.train and sampling == (iteration.stage == "generate")
 
 
 def _sum(values: ColumnElement[float], of: ColumnElement[bool]) -> ColumnElement[float]:
@@ -84,10 +112,10 @@ def _sum(values: ColumnElement[float], of: ColumnElement[bool]) -> ColumnElement
 
 
 def _seconds_each(jobs: Sequence[Job]) -> Iterator[tuple[Job, float]]:
-    """Each job with what a shard of it takes, for jobs weigh by their work.
+    """Each job with the seconds that one of its shards takes, as its finished shards show.
 
-    As its shards that are done have shown. Before that, a generate job samples as fast as the
-    others, and a judge takes no time.
+    Before any has finished, a generate job is taken to sample as fast as the others, and a judge to
+    need no time.
     """
     known = [j for j in jobs if j.shards_done]
     sampled = [j for j in known if j.kind is JobKind.generate]
@@ -104,23 +132,8 @@ def _samples(job: Job) -> int:
     return int(job.params["sampling"]["samples"])
 
 
-def _stage_jobs(session: Session, iteration: Iteration) -> Sequence[Job]:
-    """Jobs of sampling with those that score the parent, or those that score checkpoints with the
-    one that compares the best of them with the parent."""
-    evaluations = session.scalars(
-        select(Evaluation).where(Evaluation.iteration_id == iteration.id)
-    ).all()
-    in_sampling = iteration.stage == "generate"
-    steps = ("generate", "judge") if in_sampling else (COMPARISON,)
-    ids = [job_id(iteration.id, step) for step in steps]
-    for e in evaluations:
-        if (e.model_id == iteration.parent_model_id) == in_sampling:
-            ids += [e.generate_job_id, e.judge_job_id]
-    return session.scalars(select(Job).where(Job.id.in_(ids))).all()
-
-
 def _busy_seconds(jobs: Sequence[Job]) -> float:
-    """Seconds in which at least one of them ran."""
+    """Seconds in which at least one of the jobs ran."""
     now = datetime.now(UTC)
     ran = sorted((j.started_at, j.finished_at or now) for j in jobs if j.started_at is not None)
     seconds, until = 0.0, datetime.min.replace(tzinfo=UTC)
@@ -130,11 +143,11 @@ def _busy_seconds(jobs: Sequence[Job]) -> float:
     return seconds
 
 
-def _training(session: Session, iteration: Iteration) -> IterationProgress:
-    job = session.get(Job, job_id(iteration.id, "train"))
-    shard = (job.latest_progress if job else None) or {}
+def _training(counts: Sequence[_Counts]) -> IterationProgress:
+    reports = (c.job.latest_progress for c in counts if c.job.step == "train")
+    shard = next(reports, None) or {}
     done, total = int(shard.get("step", 0)), int(shard.get("total_steps", 0))
-    # By the last step: what came before the first, as the reference's pass, is not repeated.
+    # By the last step: the work before the first one, such as the reference's pass, is done once.
     eta = round(shard["seconds"] * (total - done), 1) if "seconds" in shard else None
     return IterationProgress(
         stage="train",

@@ -1,6 +1,7 @@
 """The routes of iterations: start, list, read, cancel, resume."""
 
 import uuid
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
@@ -8,7 +9,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from services.coordinator.iterations import transitions
-from services.coordinator.iterations.baseline import baseline_of
+from services.coordinator.iterations.baseline import baselines_of
 from services.coordinator.iterations.create import start_run
 from services.coordinator.iterations.policy import STAGES
 from services.coordinator.iterations.progress import IterationProgress, progress_of
@@ -27,41 +28,66 @@ router = APIRouter(tags=["iterations"])
 
 
 class IterationRead(ResponseModel):
+    """An iteration with its settings, progress and results."""
+
     id: uuid.UUID
     object: Literal["iteration"]
     run_id: uuid.UUID
+    """The run that it belongs to: the iterations of one `POST /iterations`."""
     baseline_run_id: uuid.UUID | None = None
-    """The run that does the same without thoughts, where one was started with this run."""
+    """The run that does the same without thoughts, if one was started with this run."""
     baseline_of: uuid.UUID | None = None
-    """The run with thoughts, where this run is its baseline."""
+    """The run with thoughts whose baseline this run is."""
     number: int
+    """Position in its run, from 1."""
     status: Status
     stage: str
+    """The stage it is in, or ended in: queued, generate, pair, train, validate or done."""
     progress: IterationProgress
     config: dict[str, Any]
+    """The request with all defaults filled in."""
     seed_model: uuid.UUID
+    """The model that the run started from."""
     parent_model: uuid.UUID | None
+    """The model that this iteration trains; known once it starts."""
     result_model: uuid.UUID | None
+    """The checkpoint that validation has chosen."""
     timings: dict[str, float]
+    """Seconds spent in each stage."""
     report: dict[str, Any] | None
     error: dict[str, Any] | None
+    """The reason why it failed, with the stage in which it did."""
     created_at: int
     started_at: int | None
     finished_at: int | None
     pruned_at: int | None
+    """The time from which its outputs and checkpoints are being deleted."""
 
 
 def read(session: Session, row: Iteration) -> IterationRead:
+    return read_all(session, [row])[0]
+
+
+def read_all(session: Session, rows: Sequence[Iteration]) -> list[IterationRead]:
+    """Answers for all of the rows, in two statements however many there are."""
+    progress = progress_of(session, rows)
+    baselines = baselines_of(session, {row.run_id for row in rows})
+    return [_read(row, progress[row.id], baselines.get(row.run_id)) for row in rows]
+
+
+def _read(
+    row: Iteration, progress: IterationProgress, baseline_run_id: uuid.UUID | None
+) -> IterationRead:
     return IterationRead(
         id=row.id,
         object="iteration",
         run_id=row.run_id,
-        baseline_run_id=baseline_of(session, row.run_id),
+        baseline_run_id=baseline_run_id,
         baseline_of=row.baseline_of,
         number=row.number,
         status=row.status,
         stage=row.stage,
-        progress=progress_of(session, row),
+        progress=progress,
         config=row.config,
         seed_model=row.seed_model_id,
         parent_model=row.parent_model_id,
@@ -106,7 +132,8 @@ def list_iterations(
         query = query.where(Iteration.run_id == run_id)
     if status is not None:
         query = query.where(Iteration.status == status)
-    return paginate(session, query, Iteration, after, limit, lambda row: read(session, row))
+    rows = paginate(session, query, Iteration, after, limit, lambda row: row)
+    return Page[IterationRead].model_validate(dict(rows) | {"data": read_all(session, rows.data)})
 
 
 @router.get("/iterations/{iteration_id}")

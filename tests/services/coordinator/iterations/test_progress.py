@@ -6,11 +6,17 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from services.coordinator.iterations.progress import progress_of
+from services.coordinator.iterations.progress import IterationProgress
+from services.coordinator.iterations.progress import progress_of as progress_of_all
 from services.coordinator.iterations.state import COMPARISON, job_id
 from shared.db.tables import Evaluation, Iteration, Job, JobKind, Shard, Status
 from shared.web.job_routes import JobRead
 from tests.support import evaluated_runs, factories
+
+
+def progress_of(session: Session, iteration: Iteration) -> IterationProgress:
+    return progress_of_all(session, [iteration])[iteration.id]
+
 
 BEGUN = timedelta(seconds=10)
 
@@ -35,6 +41,7 @@ def add_job(
         kind=kind,
         status=Status.running,
         iteration_id=iteration.id,
+        step=step,
         **values,
     )
     session.add(job)
