@@ -49,6 +49,8 @@ class Output:
     """
 
     text: str
+    ids: list[int]
+    """All tokens behind the prompt: what the engine was given there, and what it generated."""
     response_start: int | None
     prompt_tokens: int
     thought_tokens: int
@@ -131,6 +133,7 @@ async def _two_phases(
         text = thought.text + response.text
         return Output(
             text=text,
+            ids=[*thought.ids, *response.token_ids],
             response_start=fmt.response_start(text),
             prompt_tokens=len(prompt_ids),
             thought_tokens=thought.tokens,
@@ -169,6 +172,7 @@ async def _one_pass(
         outputs.append(
             Output(
                 text=prefix + choice.text,
+                ids=[*prefix_ids, *choice.token_ids],
                 response_start=fmt.response_start(prefix + choice.text),
                 prompt_tokens=len(prompt_ids),
                 thought_tokens=thought_tokens,

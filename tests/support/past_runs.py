@@ -18,6 +18,7 @@ from shared.db.tables import (
     Model,
     Pair,
     Prompt,
+    SampledPrompt,
     Shard,
     Status,
 )
@@ -107,6 +108,7 @@ def _sampled(session: Session, iteration: Iteration) -> None:
             for n in range(samples)
         ]
         session.add_all(rows)
+        session.add(SampledPrompt(job_id=job.id, prompt_index=0, ids=[1]))
         session.flush()
         session.add_all(
             Judgment(

@@ -8,23 +8,21 @@ shard before has ended. All K samples of a prompt go in one request, so its prom
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy import insert
-from sqlalchemy.orm import Session
-
 from shared.db.engine import retry_while_db_down, transaction
-from shared.db.tables import Completion, Json
+from shared.db.tables import Json
 from shared.jobs.shards import Claim, LeaseLost
 from shared.settings import get_settings
 from shared.thinking.formats import ThoughtFormat
-from shared.thinking.generation import Output, think_then_respond
+from shared.thinking.generation import think_then_respond
 from shared.thinking.sampling import Sampling
 from shared.vllm.answers import EngineFailed, EngineRefused
 from shared.vllm.client import EngineClient, gather_or_cancel
+from workers.generate import rows
 from workers.generate.context import Room
 from workers.generate.prompts import ShardPrompt, load_prompts
+from workers.generate.rows import Samples
 from workers.generate.token_split import TokenSplitter
 from workers.job_spec import JobSpec
 from workers.leases import Leases, StageError, bound, leases
@@ -86,40 +84,45 @@ class Generation:
             raise self._engine_error
 
     async def _claim(self, tasks: set[asyncio.Task[None]]) -> Claim | None:
-        loop, task = asyncio.get_running_loop(), None
+        loop = asyncio.get_running_loop()
+        task: asyncio.Task[None] | None = None
+        is_lost = False
+
+        def drop() -> None:
+            nonlocal is_lost
+            is_lost = True  # the task may not be there yet
+            if task is not None:
+                task.cancel()
 
         def on_lost() -> None:
-            if task is not None:
-                loop.call_soon_threadsafe(task.cancel)
+            loop.call_soon_threadsafe(drop)  # the heartbeat's thread calls
 
         claim = await asyncio.to_thread(self._held.claim, on_lost)
-        if claim is not None:
-            prompts = await asyncio.to_thread(_prompts, claim)
-            self._under_way += len(prompts) * self._sampling.samples
-            with bound(claim):  # the task keeps what is bound when it is made
-                task = asyncio.create_task(self._shard(claim, prompts))
-            tasks.add(task)
+        if claim is None:
+            return None
+        prompts = await asyncio.to_thread(_prompts, claim)
+        if is_lost:
+            return claim
+        self._under_way += len(prompts) * self._sampling.samples
+        with bound(claim):  # the task keeps what is bound when it is made
+            task = asyncio.create_task(self._shard(claim, prompts))
+        tasks.add(task)
         return claim
 
     async def _shard(self, claim: Claim, prompts: list[ShardPrompt]) -> None:
         so_far = {"share": 0.0, "tokens": 0}
 
-        async def counted(prompt: ShardPrompt) -> list[Output]:
-            outputs = await self._prompt(prompt)
+        async def counted(prompt: ShardPrompt) -> Samples:
+            samples = await self._prompt(prompt)
             so_far["share"] += 1 / len(prompts)
-            so_far["tokens"] += sum(o.thought_tokens + o.response_tokens for o in outputs)
+            so_far["tokens"] += sum(o.thought_tokens + o.response_tokens for o in samples.outputs)
             self._held.report(claim, dict(so_far))
-            return outputs
+            return samples
 
         try:
-            groups = await gather_or_cancel(counted(p) for p in prompts)
-            rows = [
-                _row(claim, prompt, k, output)
-                for prompt, group in zip(prompts, groups, strict=True)
-                for k, output in enumerate(group)
-            ]
-            result = _result(len(prompts), rows) | {"versions": self._versions}
-            await asyncio.to_thread(self._held.finish, claim, result, _insert(rows))
+            shard = await gather_or_cancel(counted(p) for p in prompts)
+            result = rows.result(shard) | {"versions": self._versions}
+            await asyncio.to_thread(self._held.finish, claim, result, rows.write(claim, shard))
         except (LeaseLost, asyncio.CancelledError):
             log.warning("dropped a shard whose lease was lost")
         except EngineRefused as error:
@@ -133,16 +136,18 @@ class Generation:
         except StageError as error:
             await asyncio.to_thread(self._held.fail, claim, error)
 
-    async def _prompt(self, prompt: ShardPrompt) -> list[Output]:
+    async def _prompt(self, prompt: ShardPrompt) -> Samples:
         try:
-            return await think_then_respond(
+            prompt_ids = await self._room.rendered(prompt)
+            outputs = await think_then_respond(
                 self._client,
-                await self._room.rendered(prompt),
+                prompt_ids,
                 self._format,
                 self._sampling,
                 seed=seed_of(self._sampling.seed, prompt),
                 split=self._splitter,
             )
+            return Samples(prompt, prompt_ids, outputs)
         finally:
             self._under_way -= self._sampling.samples
             self._freed.set()
@@ -156,47 +161,6 @@ def seed_of(seed: int, prompt: ShardPrompt) -> int:
     """
     digest = hashlib.sha256(f"{seed}:{prompt.index}:{prompt.text}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-def _row(claim: Claim, prompt: ShardPrompt, k: int, output: Output) -> Json:
-    return {
-        "job_id": claim.job_id,
-        "shard_id": claim.shard_id,
-        "prompt_id": prompt.prompt_id,
-        "prompt_index": prompt.index,
-        "sample_index": k,
-        # Postgres stores no NUL; one character for one keeps the offsets.
-        "output": output.text.replace("\x00", "\ufffd"),
-        "response_start": output.response_start,
-        "prompt_tokens": output.prompt_tokens,
-        "thought_tokens": output.thought_tokens,
-        "response_tokens": output.response_tokens,
-        "truncated": output.truncated,
-        "forced": output.forced,
-        "seed": output.seed,
-    }
-
-
-def _result(prompts: int, rows: list[Json]) -> Json:
-    thought = sum(row["thought_tokens"] for row in rows)
-    response = sum(row["response_tokens"] for row in rows)
-    return {
-        "prompts": prompts,
-        "completions": len(rows),
-        "parsed": sum(row["response_start"] is not None for row in rows),
-        "truncated": sum(row["truncated"] for row in rows),
-        "forced": sum(row["forced"] for row in rows),
-        "thought_tokens": thought,
-        "response_tokens": response,
-        "tokens": thought + response,
-    }
-
-
-def _insert(rows: list[Json]) -> Callable[[Session], None]:
-    def write(session: Session) -> None:
-        session.execute(insert(Completion), rows)
-
-    return write
 
 
 if __name__ == "__main__":

@@ -15,7 +15,17 @@ from sqlalchemy import CursorResult, Delete, Update, delete, select, update
 from sqlalchemy.orm import Session
 
 from shared.db.engine import transaction
-from shared.db.tables import Completion, Job, JobKind, Json, JudgeAnswer, Model, Pair, Shard
+from shared.db.tables import (
+    Completion,
+    Job,
+    JobKind,
+    Json,
+    JudgeAnswer,
+    Model,
+    Pair,
+    SampledPrompt,
+    Shard,
+)
 from shared.jobs.job import slices
 from shared.jobs.shards import Claim
 from shared.registry.models import training_folder
@@ -95,6 +105,14 @@ def _delete_completions(iteration_id: uuid.UUID, trainings: Sequence[uuid.UUID])
                 chosen = select(Completion.id).where(ours)
                 session.execute(delete(Pair).where(Pair.chosen_id.in_(chosen)))
             deleted += _count(session, delete(Completion).where(ours, unpaired()))
+    left = (
+        select(Completion.id)
+        .where(Completion.job_id == SampledPrompt.job_id)
+        .where(Completion.prompt_index == SampledPrompt.prompt_index)
+    )
+    with transaction() as session:
+        ours = SampledPrompt.job_id.in_(samplings)
+        session.execute(delete(SampledPrompt).where(ours, ~left.exists()))
     return deleted
 
 

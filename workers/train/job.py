@@ -18,12 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import and_, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from shared.db.engine import transaction
-from shared.db.tables import Completion, Iteration, Json, Model, Pair, Prompt
+from shared.db.tables import Completion, Iteration, Job, Json, Model, Pair, Prompt, SampledPrompt
 from shared.jobs.shards import Claim
 from shared.process import ending_with_us
 from shared.registry.lineage import checkpoint_lineage, iteration_of
@@ -44,7 +44,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 FIXED_THREADS = {"MKL_DYNAMIC": "FALSE", "OMP_DYNAMIC": "FALSE"}
 """On a busy CPU, MKL may take fewer threads for a product, whose sums then round otherwise."""
-CHUNK = 500
+CHUNK = 100
+"""Pairs in memory at once."""
 
 
 class OutOfMemory(Exception):
@@ -132,35 +133,54 @@ def _smaller(claim: Claim, out: Path, training: Json) -> Json:
 
 
 def _write_pairs(claim: Claim, params: Json, path: Path) -> None:
-    """JSONL, a pair a line: prompt (as the model saw it), chosen, rejected: whole outputs."""
+    """JSONL, a line a pair: a `TokenPair` where its outputs have token ids, else a `TextPair`."""
     with path.open("w") as file, transaction() as session:
-        rows = claim.payload.get("pairs") or _iteration_pairs(session, params["iteration_id"])
+        rows = claim.payload.get("pairs") or _iteration_pairs(session, params)
         for row in rows:
             file.write(json.dumps(row) + "\n")
 
 
-def _iteration_pairs(session: Session, iteration_id: str) -> Iterator[dict[str, Any]]:
-    iteration = session.get_one(Iteration, uuid.UUID(iteration_id))
+def _iteration_pairs(session: Session, params: Json) -> Iterator[Json]:
+    iteration = session.get_one(Iteration, uuid.UUID(params["iteration_id"]))
     format_ = ThoughtFormat.model_validate(iteration.config["thought_format"])
     chosen, rejected = aliased(Completion), aliased(Completion)
     rows = session.execute(
-        select(Prompt.text, chosen.output, rejected.output, chosen.truncated, rejected.truncated)
+        select(
+            Prompt.text, chosen, rejected, SampledPrompt.ids, chosen.output_ids, rejected.output_ids
+        )
         .select_from(Pair)
         .join(Prompt, Prompt.id == Pair.prompt_id)
         .join(chosen, chosen.id == Pair.chosen_id)
         .join(rejected, rejected.id == Pair.rejected_id)
+        .join(Job, Job.id == chosen.job_id)
+        .outerjoin(
+            SampledPrompt,
+            and_(
+                SampledPrompt.job_id == chosen.job_id,
+                SampledPrompt.prompt_index == chosen.prompt_index,
+                # Ids mean something to the tokenizer that they were sampled with.
+                Job.params["model"].as_string() == params["model"],
+            ),
+        )
         .where(Pair.iteration_id == iteration.id)
         .order_by(Pair.id)
         .execution_options(yield_per=CHUNK)
     )
-    for text, good, bad, good_truncated, bad_truncated in rows:
-        yield {
-            "prompt": format_.prompt(text),
-            "chosen": good,
-            "rejected": bad,
-            "chosen_truncated": good_truncated,
-            "rejected_truncated": bad_truncated,
-        }
+    for text, good, bad, prompt_ids, chosen_ids, rejected_ids in rows:
+        if prompt_ids is not None:
+            yield {
+                "prompt_ids": prompt_ids,
+                "chosen_ids": chosen_ids,
+                "rejected_ids": rejected_ids,
+            }
+        else:
+            yield {
+                "prompt": format_.prompt(text),
+                "chosen": good.output,
+                "rejected": bad.output,
+                "chosen_truncated": good.truncated,
+                "rejected_truncated": bad.truncated,
+            }
 
 
 def _run(held: Leases, claim: Claim, out: Path) -> None:

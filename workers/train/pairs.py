@@ -1,10 +1,12 @@
 """Preference pairs as tokens: read from a file, checked, and stored as an Arrow file.
 
-Tokenized here and not by TRL, which renders prompt and answer through the chat template together:
-that adds an end of turn to an output cut by a token limit, and whatever else a template puts
-behind an answer. Trained on is what was sampled: the rendered prompt, the output, and the end of
-turn only where the model wrote it. A pair that would train on anything else is dropped and
-counted, with its reason; nothing of a pair is ever cut.
+The outputs of a generate job come as the token ids that were sampled, behind the prompt's ids that
+they were sampled with, and are trained on as they are (`docs/decisions/0019-token-ids.md`).
+
+Pairs that come as text are tokenized here, once, and not by TRL, which renders prompt and answer
+through the chat template together: that adds an end of turn to an output cut by a token limit, and
+whatever else a template puts behind an answer. A text whose tokens do not give it back is dropped
+and counted, with its reason. Nothing of a pair is ever cut.
 """
 
 import enum
@@ -12,13 +14,14 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from jinja2 import TemplateError
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 
 log = logging.getLogger("workers.train.train")
 
@@ -48,13 +51,23 @@ class Drop(enum.StrEnum):
     too_long = "too_long"
     """Prompt and output are longer than `max_length`."""
     not_as_sampled = "not_as_sampled"
-    """Its tokens do not decode to its text, as where a tokenizer normalizes Unicode."""
+    """Its text is not what its tokens decode to, as where a tokenizer normalizes Unicode."""
     nothing_to_learn = "nothing_to_learn"
     """Chosen and rejected are the same tokens, or one has none."""
 
 
-class PairRow(BaseModel):
-    """A line of the pairs file. Outputs are whole: thought, marker and response."""
+class TokenPair(BaseModel):
+    """A pair as it was sampled: outputs as token ids, and those of the prompt before them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+class TextPair(BaseModel):
+    """A pair that is to be tokenized. Outputs are whole: thought, marker and response."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -67,12 +80,26 @@ class PairRow(BaseModel):
     rejected_truncated: bool = False
 
 
+LINE: TypeAdapter[TokenPair | TextPair] = TypeAdapter(
+    Annotated[
+        Annotated[TokenPair, Tag("tokens")] | Annotated[TextPair, Tag("text")],
+        Discriminator(lambda row: "tokens" if "prompt_ids" in row else "text"),
+    ]
+)
+"""A line of the pairs file."""
+
+
 class ChatTokens:
     """Tokens of one user message and its answer, as the engine builds and samples them."""
 
     def __init__(self, tokenizer: Any, eos_ids: Iterable[int]) -> None:
         self._tokenizer = tokenizer
-        self.end_of_turn = _end_of_turn(tokenizer, set(eos_ids))
+        self._eos_ids = set(eos_ids)
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token with which the model ends its turn."""
+        return _end_of_turn(self._tokenizer, self._eos_ids)
 
     def prompt(self, message: str) -> tuple[str, list[int]]:
         """The rendered prompt, up to where the model's turn begins, and its tokens."""
@@ -108,10 +135,7 @@ class ChatTokens:
 
 
 def _end_of_turn(tokenizer: Any, eos_ids: set[int]) -> int:
-    """The token with which the model ends its turn.
-
-    The chat template's own, where generation stops at it; else the tokenizer's.
-    """
+    """The chat template's own end of a turn, if generation stops at it; else the tokenizer's."""
     marker = "ANSWER"
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": marker}]
     try:
@@ -126,46 +150,49 @@ def _end_of_turn(tokenizer: Any, eos_ids: set[int]) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def read_pairs(path: Path) -> Iterator[PairRow]:
+def read_pairs(path: Path) -> Iterator[TokenPair | TextPair]:
     """The pairs of a JSONL file; a bad line raises `TrainError` with its number."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield PairRow.model_validate_json(line)
+                yield LINE.validate_json(line)
             except ValidationError as error:
                 what = error.errors(include_input=False, include_url=False)[0]
-                place = ".".join(str(part) for part in what["loc"])
+                place = ".".join(str(part) for part in what["loc"][1:])  # behind its tag
                 raise TrainError(f"line {number}: {place} {what['msg']}", "pairs") from error
 
 
-def tokenize_pair(
-    tokens: ChatTokens, pair: PairRow, max_length: int
+def checked_pair(
+    tokens: ChatTokens, pair: TokenPair | TextPair, max_length: int
 ) -> dict[str, list[int] | int] | Drop:
-    """Token ids of a pair, or why it would train on other text than was sampled, on nothing, or
+    """Token ids of a pair, or why it would train on other text than was given, on nothing, or
     on more than `max_length` tokens."""
+    sampled = tokenize_pair(tokens, pair) if isinstance(pair, TextPair) else pair
+    if isinstance(sampled, Drop):
+        return sampled
+    sides = (sampled.chosen_ids, sampled.rejected_ids)
+    if not all(sides) or sides[0] == sides[1]:
+        return Drop.nothing_to_learn
+    length = len(sampled.prompt_ids) + max(map(len, sides))
+    if length > max_length:
+        return Drop.too_long
+    return sampled.model_dump() | {"length": length}
+
+
+def tokenize_pair(tokens: ChatTokens, pair: TextPair) -> TokenPair | Drop:
+    """The tokens of a pair of texts, each output with an end of turn unless it was truncated."""
     rendered, prompt_ids = tokens.prompt(pair.prompt)
     if not tokens.returns(rendered, prompt_ids):
         return Drop.not_as_sampled
-    sides: dict[str, list[int]] = {}
-    for side, text, truncated in (
-        ("chosen", pair.chosen, pair.chosen_truncated),
-        ("rejected", pair.rejected, pair.rejected_truncated),
-    ):
-        ids = tokens.output(rendered, prompt_ids, text)
-        if ids is None:
-            return Drop.not_as_sampled
-        sides[side] = ids if truncated else [*ids, tokens.end_of_turn]
-    if not all(sides.values()) or sides["chosen"] == sides["rejected"]:
-        return Drop.nothing_to_learn
-    length = len(prompt_ids) + max(map(len, sides.values()))
-    if length > max_length:
-        return Drop.too_long
-    return {
-        "prompt_ids": prompt_ids,
-        "chosen_ids": sides["chosen"],
-        "rejected_ids": sides["rejected"],
-        "length": length,
-    }
+    chosen = tokens.output(rendered, prompt_ids, pair.chosen)
+    rejected = tokens.output(rendered, prompt_ids, pair.rejected)
+    if chosen is None or rejected is None:
+        return Drop.not_as_sampled
+    return TokenPair(
+        prompt_ids=prompt_ids,
+        chosen_ids=chosen if pair.chosen_truncated else [*chosen, tokens.end_of_turn],
+        rejected_ids=rejected if pair.rejected_truncated else [*rejected, tokens.end_of_turn],
+    )
 
 
 def tokenize_pairs(pairs: Path, tokens: ChatTokens, max_length: int, out: Path) -> Dataset:
@@ -183,7 +210,7 @@ def tokenize_pairs(pairs: Path, tokens: ChatTokens, max_length: int, out: Path) 
         dropped: Counter[Drop] = Counter()
         with ArrowWriter(path=str(aside), features=FEATURES) as writer:
             for index, pair in enumerate(read_pairs(pairs)):
-                row = tokenize_pair(tokens, pair, max_length)
+                row = checked_pair(tokens, pair, max_length)
                 if isinstance(row, Drop):
                     log.warning("pair %d is left out: %s", index, row)
                     dropped[row] += 1

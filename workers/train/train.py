@@ -55,7 +55,7 @@ class TrainConfig(BaseModel):
     model_path: Path
     """Folder of the start model, which is the reference too."""
     pairs_path: Path
-    """JSONL of `preference_data.PairRow`."""
+    """JSONL; a line is a `TokenPair` or a `TextPair` of `workers/train/pairs.py`."""
     out_dir: Path
     checkpoint_seconds: float = 600.0
     """At most so much work is lost to a kill; the end of each epoch is a checkpoint, too."""

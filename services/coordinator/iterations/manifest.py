@@ -127,7 +127,8 @@ def _completions(session: Session, job: uuid.UUID) -> Iterator[Any]:
     columns = [
         column
         for name, column in Completion.__table__.columns.items()
-        if name not in ("id", "job_id", "shard_id", "prompt_id")
+        # Without token ids, a manifest of rows that have none stays what it was.
+        if name not in ("id", "job_id", "shard_id", "prompt_id", "output_ids")
     ]
     query = (
         select(*columns)

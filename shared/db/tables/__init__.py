@@ -6,7 +6,7 @@ from shared.db.tables.iterations import Evaluation, Event, Iteration, IterationP
 from shared.db.tables.jobs import Job, JobKind, Shard
 from shared.db.tables.keys import ApiKey, AuditEvent, IdempotencyKey, Scope
 from shared.db.tables.models import Model
-from shared.db.tables.outputs import Completion, JudgeAnswer, Judgment
+from shared.db.tables.outputs import Completion, JudgeAnswer, Judgment, SampledPrompt
 from shared.db.tables.serving import Serving
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Model",
     "Pair",
     "Prompt",
+    "SampledPrompt",
     "Scope",
     "Serving",
     "Shard",

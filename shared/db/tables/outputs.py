@@ -2,8 +2,9 @@
 
 import uuid
 
-from sqlalchemy import BigInteger, ForeignKey, Identity, Index, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Identity, Index, Integer, UniqueConstraint
 from sqlalchemy import text as sql
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.db.tables.base import Base, Json
@@ -24,7 +25,7 @@ class Completion(Base):
     """Position of the prompt in its job."""
     sample_index: Mapped[int]
     output: Mapped[str]
-    """Thought, marker and response, as trained on."""
+    """Thought, marker and response as text; `output_ids` is what is trained on."""
     response_start: Mapped[int | None]
     """Offset in characters of the response in `output`; None if the output does not parse."""
     prompt_tokens: Mapped[int]
@@ -36,10 +37,24 @@ class Completion(Base):
     forced: Mapped[bool]
     """The response marker was put in for the model."""
     seed: Mapped[int] = mapped_column(BigInteger)
+    output_ids: Mapped[list[int] | None] = mapped_column(ARRAY(Integer), deferred=True)
+    """All tokens behind the prompt, put in or generated; None in rows older than this column."""
 
     @property
     def response(self) -> str | None:
         return None if self.response_start is None else self.output[self.response_start :]
+
+
+class SampledPrompt(Base):
+    """Tokens of the prompt that completions were sampled behind, once for all of them."""
+
+    __tablename__ = "sampled_prompts"
+
+    job_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    prompt_index: Mapped[int] = mapped_column(primary_key=True)
+    ids: Mapped[list[int]] = mapped_column(ARRAY(Integer))
 
 
 class Judgment(Base):

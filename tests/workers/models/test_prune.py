@@ -13,7 +13,17 @@ from sqlalchemy import Engine, Integer, column, func, select, table, update
 
 from services.coordinator.iterations.state import job_id
 from shared.db.engine import transaction
-from shared.db.tables import Iteration, Job, JobKind, Judgment, Model, Pair, Shard, Status
+from shared.db.tables import (
+    Iteration,
+    Job,
+    JobKind,
+    Judgment,
+    Model,
+    Pair,
+    SampledPrompt,
+    Shard,
+    Status,
+)
 from shared.errors import Conflict
 from shared.jobs.job import NewShard, submit_job
 from shared.registry.models import resolve, training_folder
@@ -70,6 +80,8 @@ def test_of_an_iteration_that_made_a_model_its_pairs_and_the_model_stay() -> Non
         assert samples(session, made, "evaluate-generate:x") == []
         assert session.scalar(select(func.count()).select_from(Judgment)) == 2
         assert session.scalar(select(func.count()).select_from(Pair)) == 1
+        kept = session.scalars(select(SampledPrompt.job_id)).all()
+        assert kept == [job_id(made, "generate")], "the prompt stays that a pair was sampled behind"
         assert session.get_one(Iteration, made).report == {"completions": 4}
     assert path_of(checkpoint(made, 1)) is None
     assert files(made) == LEFT
@@ -81,6 +93,7 @@ def test_of_one_that_made_none_nothing_stays_but_rows_without_text_or_weights() 
     with transaction() as session:
         assert samples(session, failed) == []
         assert session.scalar(select(func.count()).select_from(Pair)) == 0
+        assert session.scalar(select(func.count()).select_from(SampledPrompt)) == 0
         assert session.get_one(Model, checkpoint(failed, 2)).weights_sha256
     assert not training_folder(job_id(failed, "train")).exists()
 

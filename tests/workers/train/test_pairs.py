@@ -12,11 +12,11 @@ from tests.support import tiny_model
 from workers.train.pairs import (
     ChatTokens,
     Drop,
-    PairRow,
+    TextPair,
     TrainError,
+    checked_pair,
     counts_of,
     read_pairs,
-    tokenize_pair,
     tokenize_pairs,
 )
 
@@ -25,8 +25,8 @@ TOKENS = ChatTokens(TOKENIZER, [2])
 EOT = 2
 
 
-def pair(**fields: Any) -> PairRow:
-    return PairRow(**{"prompt": "hi", "chosen": "good", "rejected": "bad"} | fields)
+def pair(**fields: Any) -> TextPair:
+    return TextPair(**{"prompt": "hi", "chosen": "good", "rejected": "bad"} | fields)
 
 
 def ids(text: str) -> list[int]:
@@ -35,7 +35,7 @@ def ids(text: str) -> list[int]:
 
 
 def test_prompt_output_and_end_of_turn() -> None:
-    row = tokenize_pair(TOKENS, pair(), 256)
+    row = checked_pair(TOKENS, pair(), 256)
     assert not isinstance(row, Drop)
     assert row["prompt_ids"] == ids("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     assert row["chosen_ids"] == [*ids("good"), EOT]
@@ -43,7 +43,7 @@ def test_prompt_output_and_end_of_turn() -> None:
 
 
 def test_a_truncated_output_has_no_end_of_turn() -> None:
-    row = tokenize_pair(TOKENS, pair(rejected_truncated=True), 256)
+    row = checked_pair(TOKENS, pair(rejected_truncated=True), 256)
     assert not isinstance(row, Drop)
     assert row["chosen_ids"][-1] == EOT  # type: ignore[index]
     assert row["rejected_ids"] == ids("bad")
@@ -51,7 +51,7 @@ def test_a_truncated_output_has_no_end_of_turn() -> None:
 
 def test_an_output_that_would_merge_into_the_prompt_is_tokenized_apart() -> None:
     # "assistant\n" + "\nwell" would have the token of two line breaks across the border.
-    row = tokenize_pair(TOKENS, pair(chosen="\nwell"), 256)
+    row = checked_pair(TOKENS, pair(chosen="\nwell"), 256)
     assert not isinstance(row, Drop)
     assert row["chosen_ids"] == [*ids("\n"), *ids("well"), EOT]
 
@@ -73,7 +73,7 @@ def test_tokens_give_the_text_back(prompt: str, output: str) -> None:
     ],
 )
 def test_a_pair_that_cannot_be_trained_on_is_dropped(fields: dict[str, Any], reason: Drop) -> None:
-    assert tokenize_pair(TOKENS, pair(**fields), 100) is reason
+    assert checked_pair(TOKENS, pair(**fields), 100) is reason
 
 
 @pytest.mark.parametrize("odd", [{"prompt": "5 \u2126"}, {"chosen": "cafe\u0301"}])
@@ -81,8 +81,8 @@ def test_text_that_a_tokenizer_normalizes_is_dropped(odd: dict[str, Any]) -> Non
     tokenizer = tiny_model.byte_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
     tokens = ChatTokens(tokenizer, [EOT])
-    assert tokenize_pair(tokens, pair(**odd), 256) is Drop.not_as_sampled
-    assert not isinstance(tokenize_pair(tokens, pair(chosen="caf\u00e9"), 256), Drop)
+    assert checked_pair(tokens, pair(**odd), 256) is Drop.not_as_sampled
+    assert not isinstance(checked_pair(tokens, pair(chosen="caf\u00e9"), 256), Drop)
 
 
 def test_bad_lines_are_named(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_stored_longest_first_without_those_dropped(tmp_path: Path) -> None:
     ],
 )
 def test_no_pair_left_is_refused_with_the_counts(
-    tmp_path: Path, rows: list[PairRow], message: str, param: str
+    tmp_path: Path, rows: list[TextPair], message: str, param: str
 ) -> None:
     path = tiny_model.write_pairs(tmp_path / "p.jsonl", [row.model_dump() for row in rows])
     with pytest.raises(TrainError, match=message) as e:
