@@ -29,10 +29,10 @@ env: ## Write .env for docker compose, with new secrets
 	    .env.example > .env
 	@echo "wrote .env; next: docker compose up -d --wait"
 
-test: setup ## Lint and run all tests (15 minutes on 2 cores), or some: make test TESTS=tests/shared
+test: setup ## Lint and run all tests, or some: make test TESTS=tests/shared
 	@$(MAKE) --no-print-directory --jobs 2 $(if $(TESTS),lint test-some,test-rest lint test-half)
 
-test-fast: setup ## Run the tests without vLLM, trainings and whole platforms (3 minutes on 2 cores)
+test-fast: setup ## Run the tests without vLLM, trainings and whole platforms
 	@$(MAKE) --no-print-directory --jobs 2 MARKS='$(MARKS)' test-rest test-half
 
 test-some: .venv-clients/installed
