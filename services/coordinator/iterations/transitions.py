@@ -70,9 +70,11 @@ def succeed(session: Session, iteration: Iteration, model: str) -> None:
 
 
 def fail(session: Session, iteration: Iteration, error: dict[str, Any]) -> None:
+    """End the iteration with an error, and its jobs with it."""
     iteration.status, iteration.error = Status.failed, error
     iteration.finished_at = datetime.now(UTC)
     events.record(session, iteration.id, "status", f"failed: {error['message']}", error=error)
+    cancel_orphaned_jobs(session, iteration)
 
 
 def cancel(session: Session, iteration: Iteration) -> None:
