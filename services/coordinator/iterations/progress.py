@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, undefer
 
 from services.coordinator.iterations.state import own_step
 from shared.base import ResponseModel
@@ -93,6 +93,7 @@ def _counted(session: Session, iteration_ids: Sequence[uuid.UUID]) -> Iterator[_
         .join(Shard, Shard.job_id == Job.id)
         .where(Job.iteration_id.in_(iteration_ids), own_step())
         .group_by(Job.id)
+        .options(undefer(Job.latest_progress))
     )
     for job, done, total, share, fresh_done, tokens in rows:
         made, left = fresh_done + share, total - done - share

@@ -1,10 +1,12 @@
 """Streams of events: what many watchers cost, and what they hear while nothing happens."""
 
+import asyncio
 import contextlib
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -97,3 +99,21 @@ def test_lists_take_as_many_statements_for_a_hundred_rows_as_for_one(
             assert client.get(route, params={"limit": 100}).status_code == 200
         asked = [s for s in statements if s.lstrip().startswith("SELECT")]
         assert len(asked) <= 3, f"{route} took {len(asked)} statements: {asked}"
+
+
+def test_a_stream_needs_no_thread_of_the_default_executor(iteration_id: str) -> None:
+    release = threading.Event()
+
+    async def first_event() -> str:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        blocked = loop.run_in_executor(None, release.wait)
+        stream = events._stream(uuid.UUID(iteration_id), 0)
+        try:
+            return await asyncio.wait_for(anext(stream), 10)
+        finally:
+            release.set()
+            await blocked
+            await stream.aclose()  # type: ignore[attr-defined]
+
+    assert "event: status" in asyncio.run(first_event())
