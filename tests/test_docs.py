@@ -9,8 +9,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    # The architecture is being redrawn.
-    *sorted(doc for doc in (ROOT / "docs").rglob("*.md") if doc.name != "architecture.md"),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 FOLDERS = "configs|docs|experiments|k8s|requirements|services|shared|tests|tools|workers"
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)")

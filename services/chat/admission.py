@@ -139,7 +139,7 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
 
 
 async def with_slot(answer: Callable[[], Coroutine[Any, Any, Response]]) -> Response:
-    """What `answer` makes. A stream keeps its place until it ends, and is counted then."""
+    """Run `answer` in a slot. A stream keeps its slot until it ends, and is counted then."""
     LIMITER.take()
     try:
         response = await answer()

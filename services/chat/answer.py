@@ -1,4 +1,4 @@
-"""What a client gets to see of one answer: text, tool calls and log-probabilities, from the pieces
+"""The visible part of one answer: text, tool calls and log-probabilities, made from the pieces
 that the engine's second phase makes. No I/O."""
 
 import string

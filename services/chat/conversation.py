@@ -1,4 +1,4 @@
-"""What a request puts to the model, and how the engine renders it."""
+"""The conversation that a request puts to the model, rendered by the engine."""
 
 from dataclasses import dataclass
 

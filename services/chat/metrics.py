@@ -1,4 +1,4 @@
-"""What chat tells Prometheus of itself: times and counts, no text and no model's name."""
+"""Metrics of chat for Prometheus: times and counts, no text and no model's name."""
 
 import time
 from enum import StrEnum

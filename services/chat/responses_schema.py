@@ -26,7 +26,7 @@ OF_CHAT = (
     *("n", "stop", "seed", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs"),
     "response_format",
 )
-"""What chat completions take, and responses by another name or not at all."""
+"""Fields of chat completions that responses take by another name, or not at all."""
 RENAMED = {"messages": "input", "response_format": "text.format"}
 """Fields of chat completions that are refused once a turn has begun."""
 
@@ -137,7 +137,7 @@ class ResponsesRequest(Lenient):
 
 
 def in_its_names(error: InvalidRequest) -> InvalidRequest:
-    """What refuses a field of `as_chat`, naming the one that the caller sent."""
+    """Turn an error about a field of `as_chat` into one about the field that the caller sent."""
     name = error.param
     if name not in RENAMED:
         return error

@@ -17,7 +17,7 @@ from shared.vllm.answers import Choice
 from shared.vllm.sampling import SamplingParams
 
 MAX_SPACES = 4
-"""How often the engine is asked to go on where a stop string fires before the first word."""
+"""Times that the engine is asked to go on after a stop string that fires before the first word."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SecondPhase:
     served: Served
 
     thought: Thought
-    """What it is written behind."""
+    """The thought that the answer is written behind."""
 
     def filter(self) -> AnswerFilter:
         """Keeps thoughts out of the answer."""
@@ -40,7 +40,7 @@ class SecondPhase:
 
     @property
     def _marks(self) -> Sequence[Marks]:
-        """Of thoughts that may begin in the answer."""
+        """Markers of thoughts that may begin in the answer."""
         return self.served.model.format.marks if self._is_free else ()
 
     @property
@@ -102,8 +102,8 @@ class SecondPhase:
                     yield piece
 
     async def _must_see_special_tokens(self) -> bool:
-        """What is looked for in the answer may be a special token, and is in its text only if that
-        is asked for. The model's own end is in no text, since no stop is included."""
+        """Tell if special tokens must be in the text, since a marker in the answer may be one. The
+        model's own end is never part of the text, since no stop is included."""
         if self.request.callable_tools:
             return True
         tokenize = self.served.engine.tokenize

@@ -64,7 +64,7 @@ class ToolCallReader:
         self._held = ""
         self._calling = False
         self._between = False
-        """Whether only white space has come since the last call; it is not shown."""
+        """True if only white space has come since the last call. Such white space is not shown."""
 
     def feed(self, text: str) -> tuple[str, list[Call]]:
         """Text to show, and calls that are complete."""
@@ -87,7 +87,7 @@ class ToolCallReader:
         return shown, calls
 
     def end(self) -> str:
-        """What was held back and began no call. A call that was cut off is dropped."""
+        """Release held text that began no call. A call that was cut off is dropped."""
         rest, self._held = "" if self._calling else self._held, ""
         return self._visible(rest)
 

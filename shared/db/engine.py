@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.settings import get_settings
 
 AWAY_SECONDS = 600.0
-"""How long a worker keeps finished work while the database is away."""
+"""Seconds for which a worker keeps finished work while the database is away."""
 FROZEN_MS = 120_000
 """Postgres ends the transaction of a suspended process after this time, and so frees its locks."""
 DB_UNAVAILABLE = (OperationalError, InterfaceError, NoConnectionFree)

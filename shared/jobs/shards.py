@@ -72,7 +72,7 @@ def claimable(lease_seconds: float) -> ColumnElement[bool]:
 def has_work(
     session: Session, job_id: uuid.UUID, *, lease_seconds: float, max_attempts: int
 ) -> bool:
-    """Whether `claim_shard` would find a shard."""
+    """Tell if `claim_shard` would find a shard."""
     return session.scalar(_job_with_work(job_id, lease_seconds, max_attempts)) is not None
 
 
@@ -157,7 +157,7 @@ def reset_attempts(session: Session, claim: Claim) -> None:
 
 
 def holds_expired(session: Session, job_id: uuid.UUID, worker: str) -> bool:
-    """Whether a worker still owns a shard of the job although its lease has run out."""
+    """Tell if a worker still owns a shard of the job although its lease has run out."""
     query = select(Shard.id).where(
         Shard.job_id == job_id,
         Shard.worker == worker,

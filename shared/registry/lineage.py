@@ -1,4 +1,4 @@
-"""Which data, judge, settings and versions made the checkpoints of an iteration."""
+"""Lineage: the data, judge, settings and versions that made an iteration's checkpoints."""
 
 import uuid
 
@@ -11,13 +11,13 @@ STEPS = ("generate", "judge", "train")
 
 
 def iteration_of(session: Session, job_id: uuid.UUID | None) -> Iteration | None:
-    """Whose pairs a training has had; None where they came with its request."""
+    """Find the iteration whose pairs a training has had; None if they came with its request."""
     query = select(Iteration).join(Job, Job.iteration_id == Iteration.id).where(Job.id == job_id)
     return session.scalar(query)
 
 
 def checkpoint_lineage(session: Session, iteration: Iteration | None, training: Json) -> Json:
-    """What the training itself knows of a checkpoint, with all that led to the training."""
+    """Join what the training itself reports of a checkpoint with all that led to the training."""
     led = lineage_of(session, iteration) if iteration else {}
     versions = led.get("versions", {}) | training.get("versions", {})
     return led | training | {"versions": versions}
@@ -39,7 +39,7 @@ def lineage_of(session: Session, iteration: Iteration) -> Json:
 
 
 def versions_of(session: Session, iteration: Iteration, steps: ColumnElement[bool]) -> Json:
-    """Of what those of its jobs were done with."""
+    """Collect the versions of libraries that these jobs of the iteration ran with."""
     results = select(Job.result).where(Job.iteration_id == iteration.id, steps)
     found: Json = {}
     for result in session.scalars(results.order_by(Job.created_at)):

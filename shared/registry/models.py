@@ -68,12 +68,12 @@ def resolve(session: Session, reference: str, *, param: str, change: bool = Fals
 
 
 def pruned(model: Model) -> bool:
-    """Whether it had weights once."""
+    """Tell if the model had weights that were pruned."""
     return model.path is None and model.weights_sha256 is not None
 
 
 def training_folder(job_id: uuid.UUID) -> Path:
-    """What a training writes, a folder an attempt; its checkpoints stay there."""
+    """The folder of a training, with a folder for each attempt. Its checkpoints stay there."""
     return get_settings().model_store / "checkpoints" / str(job_id)
 
 

@@ -1,8 +1,8 @@
-"""What pruning takes, as conditions of queries.
+"""The rows that pruning deletes, as conditions of queries.
 
-Of pruned iterations: checkpoints without a name that were never promoted, unless a model that
-stays or work that is not over was made from them, over any number of generations; and completions,
-unless they are in a pair that led to a model that stays.
+These are, from pruned iterations: checkpoints without a name that were never promoted, unless a
+model that stays or unfinished work was made from them, over any number of generations; and
+completions, unless they are in a pair that led to a model that stays.
 """
 
 from typing import Any

@@ -36,18 +36,18 @@ class AnswerFilter:
         self._searched = 0
         """Up to here, what is held has no marker that ends a thought that was cut short."""
         self._in_call = False
-        """Whether a call begins there that has not ended."""
+        """True while a tool call has begun and not ended."""
         self._calls = calls
         self._held = ""
         self._open: Marks | None = None
-        """Whose end is awaited."""
+        """The marks of the thought whose end is awaited."""
         self._begun = self._is_over = False
         self.hidden = 0
         """Thoughts that have been kept out so far."""
         self.clear = 0
         """Characters from the answer's beginning that are known to be shown as they are."""
         self._is_whole = True
-        """Whether nothing has been left out so far."""
+        """True as long as nothing has been left out."""
 
     def feed(self, text: str) -> str:
         self._held += text
@@ -108,19 +108,19 @@ class AnswerFilter:
         return self._held if marks is self._calls else fold(self._held)
 
     def _found(self) -> tuple[int, str, Marks] | None:
-        """Where the first of them stands."""
+        """Find the first awaited marker: its offset, the marker, and the marks around it."""
         places = [(self._text(marks).find(m), m, marks) for m, marks in self._awaited()]
         return min((p for p in places if p[0] >= 0), key=lambda p: p[0], default=None)
 
     def _shown(self, end: int) -> str:
-        """What is held, up to here, unless it is a thought."""
+        """Release the held text up to here, unless it is a thought."""
         if self._thinking:
             return ""
         self.clear += end if self._is_whole else 0
         return self._held[:end]
 
     def end(self) -> str:
-        """What was held back and became no marker."""
+        """Release the text that was held back and became no marker."""
         self._is_over = True
         shown = self.feed("")
         if self._cut_end:
@@ -140,8 +140,8 @@ class AnswerFilter:
 
 
 def visible(response: str | None, fmt: ThoughtFormat, *, forced: bool) -> str | None:
-    """What of a whole response is shown to who may not read thoughts; None is no response. `forced`
-    tells whether the marker before it was put in."""
+    """Return the part of a whole response that a reader without the scope `thoughts` may see. None
+    stands for no response. `forced` tells if the marker before the response was put in."""
     if response is None:
         return None
     thoughts = AnswerFilter(fmt.marks, cut_before=fmt.response_marker if forced else "")

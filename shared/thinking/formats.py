@@ -13,7 +13,7 @@ from shared.base import RequestModel
 
 
 class Marks(NamedTuple):
-    """What a thought begins and ends with."""
+    """The markers that a thought begins and ends with."""
 
     begin: str
     end: str
@@ -30,7 +30,7 @@ class ThoughtFormat(RequestModel):
     thought_marker: str = Field(default="", max_length=200)
     response_marker: str = Field(default="", max_length=200)
     prefill: bool = False
-    """Whether the thought marker is put at the start of the model's turn, instead of asked for."""
+    """Begin the model's turn with the thought marker, instead of asking the model for it."""
 
     @model_validator(mode="after")
     def _is_usable(self) -> "ThoughtFormat":
@@ -55,7 +55,7 @@ class ThoughtFormat(RequestModel):
 
     @property
     def prefix(self) -> str:
-        """What the model's turn begins with before it writes anything; part of the output."""
+        """Text that the model's turn begins with before it writes; a part of the output."""
         return self.thought_marker if self.prefill else ""
 
     @property

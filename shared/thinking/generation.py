@@ -188,7 +188,7 @@ async def _one_pass(
 async def _prefix(
     vocabulary: Vocabulary, prompt_ids: Sequence[int], fmt: ThoughtFormat
 ) -> tuple[str, list[int]]:
-    """What the model's turn is begun with: nothing where its own template has done so."""
+    """Text and tokens to begin the model's turn with; none if its own template has done so."""
     if not fmt.prefix:
         return "", []
     for count in ENDS:

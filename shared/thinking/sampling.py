@@ -1,4 +1,4 @@
-"""How outputs are sampled: the settings of a generate job."""
+"""Sampling settings of a generate job."""
 
 from typing import Literal, Self
 
@@ -16,7 +16,7 @@ def refuse_equal_samples(samples: int, temperature: float) -> None:
 
 
 class Sampling(RequestModel):
-    """How outputs are drawn. Lengths in tokens."""
+    """Settings by which outputs are sampled. Lengths are in tokens."""
 
     samples: int = Field(default=8, ge=1, le=64)
     temperature: float = Field(default=0.8, ge=0, le=2)

@@ -22,5 +22,5 @@ def normalized(values: Sequence[float]) -> list[float]:
 
 
 def _spread(values: Sequence[float]) -> bool:
-    """Whether values differ by more than rounding, which normalizing would blow up to std 1."""
+    """Tell if values differ by more than rounding, which normalizing would blow up to std 1."""
     return bool(values) and not math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)

@@ -10,7 +10,7 @@ REPLACEMENT = "\ufffd"
 
 
 class Vocabulary(Protocol):
-    """What is asked about the engine's tokenizer."""
+    """Questions about the engine's tokenizer."""
 
     async def tokenize(self, text: str) -> list[int]: ...
     async def detokenize(self, ids: Sequence[int]) -> str: ...
@@ -32,7 +32,7 @@ class Thought:
 
     @property
     def was_cut(self) -> bool:
-        """Whether the model may have had more to think. One of no tokens was not begun."""
+        """True if the model may have had more to think. A thought of no tokens was not begun."""
         return self.forced and self.tokens > 0
 
 
@@ -67,7 +67,7 @@ async def close(vocabulary: Vocabulary, choice: Choice, marker: str) -> Thought:
 
 
 def overhang(text: str, last: str) -> str | None:
-    """What of the token text `last` lies beyond the end of `text`, if that is only white space.
+    """Return the part of the token text `last` beyond the end of `text`, if it is only white space.
 
     `text` ends where a marker does that `last` completes. None where that is not so, or cannot be
     told from these two strings.

@@ -1,4 +1,4 @@
-"""What a vLLM server answers: samples, pieces of a stream, errors.
+"""Answers of a vLLM server: samples, pieces of a stream, errors.
 
 EngineFailed(PlatformError) 502  it answered with an error
 ├── EngineAway              503  it cannot be reached, went away in the middle, or gave a request up
@@ -76,7 +76,7 @@ class Choice:
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def truncated(self) -> bool:
-        """Of a whole sample: whether a token limit cut it.
+        """Tell if a token limit cut the sample. The sample must be whole.
 
         Raises:
             EngineAway: the engine gave it up (`abort`), as for weights that take the place of its
@@ -88,7 +88,7 @@ class Choice:
 
 
 async def pieces(content: aiohttp.StreamReader) -> AsyncIterator[Choice]:
-    """Of a stream of server-sent events; what arrives together is one piece."""
+    """Read a stream of server-sent events. Events that arrive together are one piece."""
     rest = b""
     with engine_errors():
         while received := await content.readany():
@@ -149,7 +149,7 @@ class engine_errors:
 
 
 def error_of(status: int, content: bytes) -> EngineFailed:
-    """Of an answer with such a status and body."""
+    """Make the error that an answer with this status and body stands for."""
     error = _error_object(content)
     kind = EngineAway if status == 503 else EngineFailed
     # A 404 of a wrong address, or a proxy's own 400, says nothing about the request.

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are drawn. The names are vLLM's own; fields that are None are not sent."""
+    """Sampling parameters of a request, by vLLM's own names. Fields that are None are not sent."""
 
     max_tokens: int
     temperature: float

@@ -1,4 +1,4 @@
-"""Whether a job's prompts and budgets fit the model's context, before anything is sampled."""
+"""Check that a job's prompts and budgets fit the model's context, before anything is sampled."""
 
 import asyncio
 import uuid

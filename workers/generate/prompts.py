@@ -70,8 +70,8 @@ def _longer_of_iteration(
 
 
 def place_of(session: Session, prompt: ShardPrompt) -> tuple[str, str]:
-    """Where its user finds it: in words, from 1, and as a field of the request. The job's order is
-    no one's but ours."""
+    """Name the prompt as its user knows it: in words, counted from 1, and as a field of the
+    request. The user does not know the job's own order."""
     if prompt.prompt_id is None:
         return f"prompt {prompt.index + 1}", f"prompts.{prompt.index}"
     row = session.get_one(Prompt, prompt.prompt_id)

@@ -1,4 +1,4 @@
-"""How many tokens of an output are its thought: exact, and fast enough for every completion."""
+"""Counts an output's tokens that are its thought: exactly, and fast enough for every completion."""
 
 from bisect import bisect_left
 from collections.abc import Sequence

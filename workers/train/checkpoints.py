@@ -45,7 +45,7 @@ def trained_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _whole(model: Any) -> dict[str, torch.Tensor]:
-    """Of a model in shards, on the CPU of the first rank and nothing at others. All must ask."""
+    """Gather a sharded model's weights on the CPU of the first rank, to be called by all ranks."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=ranks.world_size() > 1)
     state = get_model_state_dict(model, options=options)
     # Tied weights come out of their shards as two.

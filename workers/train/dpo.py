@@ -52,7 +52,7 @@ OURS = {
 """Keys that progress, checkpoints, resuming, several GPUs and the method rest on, that name files
 of the worker's, or that say where its figures go, with the worker's token."""
 OURS_BEGIN = ("hub_", "push_to_hub", "trackio_")
-"""How other such keys begin."""
+"""Beginnings of other keys that are refused."""
 
 
 class StepSampler(Sampler[int]):  # type: ignore[misc]

@@ -1,10 +1,10 @@
-"""What a training's folder holds beside its epochs, by the names that its processes look for."""
+"""Names of the files in a training's folder, beside its epochs."""
 
 CONFIG = "config.json"
 """Its `TrainConfig`."""
 PAIRS = "pairs.jsonl"
 INPUTS = "inputs.sha256"
-"""Of model, pairs and settings: what an earlier attempt has left is of use to the same only."""
+"""Hash of model, pairs and settings: only the same inputs go on from an earlier attempt."""
 SCRATCH = "trainer"
 """The folder that TRL writes to; it goes when the training has ended."""
 USED_SETTINGS = "settings.json"

@@ -237,7 +237,7 @@ def _hung() -> StageError:
 
 
 def _checkpoints(out: Path) -> set[str]:
-    """What a next attempt would resume from."""
+    """Checkpoints that a next attempt would resume from."""
     return {path.parent.name for path in out.glob(f"{files.SCRATCH}/checkpoint-*/{SEAL}")}
 
 

@@ -90,7 +90,7 @@ def add_completion_head(model: Any, outputs: tuple[str, ...] = ()) -> None:
 
 
 def suits(model: Any) -> bool:
-    """Whether logits are nothing but hidden @ weight.T: no bias, scale, cap or router loss."""
+    """Tell if logits are nothing but hidden @ weight.T: no bias, scale, cap or router loss."""
     config = model.config.get_text_config()
     special = (
         "final_logit_softcapping",

@@ -1,4 +1,4 @@
-"""Whether a training still moves, told by its files: every phase of it writes some.
+"""Liveness of a training, told by its files: every phase of it writes some.
 
 Its log and metrics, the tokens of pairs, checkpoints, and `moved` where nothing else is written.
 """
@@ -17,7 +17,7 @@ def moved(folder: Path) -> None:
 
 
 class Movement:
-    """Of a folder, by our own clock: that of a shared disk may differ."""
+    """Tracks when a folder's files last changed, by the local clock: a shared disk's may differ."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -120,7 +120,7 @@ class ChatTokens:
         return ids if self._decode(prompt_ids + ids) == rendered + output else None
 
     def returns(self, rendered: str, prompt_ids: list[int]) -> bool:
-        """Whether the prompt's tokens decode to the rendered prompt."""
+        """Tell if the prompt's tokens decode to the rendered prompt."""
         return self._decode(prompt_ids) == rendered
 
     def _encode(self, text: str) -> list[int]:
@@ -231,7 +231,7 @@ def tokenize_pairs(pairs: Path, tokens: ChatTokens, max_length: int, out: Path) 
 
 
 def counts_of(out: Path) -> dict[str, Any]:
-    """Of the pairs stored at `out`: `pairs`, and by reason `pairs_dropped`."""
+    """Counts of the pairs stored at `out`: `pairs`, and by reason `pairs_dropped`."""
     counts: dict[str, Any] = json.loads(_counts_file(out).read_text())
     return counts
 

@@ -1,4 +1,4 @@
-"""What the processes of one training on several GPUs do together: the first writes, others wait.
+"""Coordination of the processes of one training on several GPUs: the first writes, others wait.
 
 `accelerate launch` gives each of them a rank by its environment; without one, there is one process.
 """
@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
-"""Of ranks that wait for the first: it hashes a model and computes what has changed."""
+"""Time that ranks wait for the first one, which hashes a model and computes what has changed."""
 
 
 def world_size() -> int:
@@ -23,7 +23,7 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """Of this machine."""
+    """Number of processes of the training on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
@@ -61,7 +61,7 @@ def end(status: int) -> None:
 
 
 def first_ahead(make: Callable[[], T]) -> T:
-    """What `make` returns: at the first rank ahead of the others, who find what it has written."""
+    """Call `make` at the first rank, then at the others, which find its files."""
     if not is_first():
         wait()
         return make()
@@ -71,7 +71,7 @@ def first_ahead(make: Callable[[], T]) -> T:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns at the first rank, for all."""
+    """Call `make` at the first rank, and return its result at all of them."""
     if world_size() == 1:
         return make()
     box = [make() if is_first() else None]

@@ -1,4 +1,4 @@
-"""What a training resumes from: trainer checkpoints sealed with checksums, checked before use."""
+"""Checkpoints that a training resumes from, sealed with checksums and checked before use."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def epoch_folder(out: Path, epoch: int) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether an epoch's weights are there and as they were written."""
+    """Tell if an epoch's weights are there and as they were written."""
     mark = folder / WEIGHTS_SHA256
     whole = mark.exists() and mark.read_text() == weights_sha256(folder)
     if folder.exists() and not whole:

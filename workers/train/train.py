@@ -48,7 +48,7 @@ STORED_PAIRS = "pairs.arrow"
 
 
 class TrainConfig(BaseModel):
-    """What a training needs: all of it, and nothing of where its pairs came from."""
+    """Configuration of a training. It says nothing of where the pairs came from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -21,7 +21,7 @@ SETTINGS = ".huggingface.yaml"
 
 
 class HubDataset(RequestModel):
-    """Which rows and columns to take. Columns name the dataset's own fields."""
+    """The rows and columns to take from a Hub dataset. Columns name the dataset's own fields."""
 
     id: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", max_length=200)
     config: str | None = Field(default=None, max_length=200)
@@ -57,8 +57,8 @@ def commit_of(wanted: HubDataset) -> str:
 
 
 def _leads_out(value: Any) -> bool:
-    """Whether a part of a dataset's description names a file that is not below its repository. The
-    library would read it: a file of this server, or an address that this server can reach."""
+    """Tell if a part of a dataset's description names a file outside its repository. The library
+    would read it: a file of this server, or an address that this server can reach."""
     match value:
         case str():
             parts = value.split("/")

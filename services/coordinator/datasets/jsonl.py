@@ -14,7 +14,7 @@ from shared.schemas.requests import Text
 from shared.web.field_errors import field_error
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
-"""Of a JSONL dataset: more than the longest text takes with every character escaped."""
+"""Maximum bytes of a line: more than the longest text takes with every character escaped."""
 
 
 class PromptLine(RequestModel):

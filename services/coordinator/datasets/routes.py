@@ -31,7 +31,7 @@ from shared.web.session import SessionDep
 router = APIRouter(tags=["datasets"])
 CHUNK = 1000
 CHUNK_BYTES = 8 * 1024 * 1024
-"""Of the rows that are written at once: a thousand of the longest lines would be gigabytes."""
+"""Bytes of rows that are written at once: a thousand of the longest lines would be gigabytes."""
 UPLOAD = "/datasets/upload"
 
 
@@ -44,7 +44,7 @@ class DatasetSource(RequestModel):
 
 
 class Upload(RequestModel):
-    """What makes two uploads the same."""
+    """The part of an upload that tells if another one is the same."""
 
     name: Name
     sha256: str

@@ -1,4 +1,4 @@
-"""How often one model's responses beat another's, raw and length-controlled. Pure arithmetic."""
+"""Win rates: how often one model's responses beat another's, raw and length-controlled."""
 
 import math
 from collections.abc import Sequence

@@ -46,7 +46,7 @@ class Manifest(ResponseModel):
     object: Literal["manifest"] = "manifest"
     iteration_id: uuid.UUID
     sha256: str
-    """Of the parts' hashes."""
+    """Hash over the hashes of all parts."""
     parts: dict[str, Part]
 
 

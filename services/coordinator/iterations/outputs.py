@@ -1,4 +1,4 @@
-"""What an iteration produced: its completions with scores, and its pairs."""
+"""Routes over an iteration's outputs: its completions with scores, and its pairs."""
 
 import uuid
 

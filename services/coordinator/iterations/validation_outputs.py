@@ -1,4 +1,4 @@
-"""What a model answered to an iteration's validation prompts, for who wants to judge elsewhere."""
+"""Route over a model's answers to an iteration's validation prompts, to be judged elsewhere."""
 
 import uuid
 from typing import Literal

@@ -44,7 +44,7 @@ class PruneRequest(RequestModel):
 
 
 class PruneRead(ResponseModel):
-    """What is deleted, or would be."""
+    """The rows and files that are deleted, or would be."""
 
     object: Literal["prune"] = "prune"
     dry_run: bool
@@ -52,7 +52,7 @@ class PruneRead(ResponseModel):
     completions: int
     checkpoints: int
     bytes: int
-    """Of the checkpoints."""
+    """Bytes of the deleted checkpoints."""
 
 
 @router.post("/prune")
@@ -105,8 +105,8 @@ def _mark_run(session: Session, run_id: uuid.UUID, before: datetime) -> list[uui
 
 
 def _at_work(session: Session, ids: Sequence[uuid.UUID]) -> bool:
-    """Whether a job of theirs has not ended, or something else works with a checkpoint of theirs:
-    it will be free once that has ended, and what is pruned is not looked at again."""
+    """Tell if a job of these iterations has not ended, or something else works with a checkpoint of
+    theirs. Pruning waits for it, since a pruned iteration is not looked at again."""
     found = session.scalar(
         select(Job.id)
         .outerjoin(

@@ -33,7 +33,7 @@ class Span:
 
 
 def spans(session: Session, iteration: Iteration) -> list[Span]:
-    """Of an iteration that has ended, and whose jobs have."""
+    """The trace of an iteration that has ended, with jobs that have ended."""
     stages = list(_stages(session, iteration))
     jobs = session.scalars(
         select(Job)

@@ -53,7 +53,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenPair:
     prompt_id: int
     chosen: Candidate
     rejected: Candidate
@@ -95,13 +95,13 @@ def choose_all(
     *,
     rho: float,
     max_parse_failure_fraction: float,
-) -> tuple[list[Choice], PairingReport]:
+) -> tuple[list[ChosenPair], PairingReport]:
     """Pairs of an iteration in the order of its (prompt id, candidates), and their counts."""
-    choices: list[Choice] = []
+    choices: list[ChosenPair] = []
     dropped: Counter[DropReason] = Counter()
     for prompt_id, candidates in prompts:
         result = choose(prompt_id, candidates, rho)
-        if isinstance(result, Choice):
+        if isinstance(result, ChosenPair):
             choices.append(result)
         else:
             dropped[result] += 1
@@ -109,8 +109,8 @@ def choose_all(
 
 
 def settle(
-    choices: Sequence[Choice], dropped: Counter[DropReason], max_parse_failure_fraction: float
-) -> tuple[list[Choice], PairingReport]:
+    choices: Sequence[ChosenPair], dropped: Counter[DropReason], max_parse_failure_fraction: float
+) -> tuple[list[ChosenPair], PairingReport]:
     """The choices that the cap on parse failures lets be pairs, and all prompts' counts."""
     kept, over_cap = cap_parse_failures(choices, max_parse_failure_fraction)
     if over_cap:
@@ -118,7 +118,7 @@ def settle(
     return kept, _report(kept, dropped)
 
 
-def choose(prompt_id: int, candidates: Sequence[Candidate], rho: float) -> Choice | DropReason:
+def choose(prompt_id: int, candidates: Sequence[Candidate], rho: float) -> ChosenPair | DropReason:
     """The pair of one prompt. Equal scores are told apart by the lower completion id."""
     judged = [candidate for candidate in candidates if candidate.judged]
     ordered = sorted(judged, key=lambda candidate: candidate.completion_id)
@@ -134,10 +134,10 @@ def choose(prompt_id: int, candidates: Sequence[Candidate], rho: float) -> Choic
     if others:
         low = min(value for _, value in others)
         if high - low > TIE:
-            return Choice(prompt_id, best, _first_near(low, others), high - low)
+            return ChosenPair(prompt_id, best, _first_near(low, others), high - low)
     unparsed = next((c for c in ordered if c.score is None), None)
     if unparsed is not None:
-        return Choice(prompt_id, best, unparsed, None)
+        return ChosenPair(prompt_id, best, unparsed, None)
     if others:
         return DropReason.tie
     return DropReason.same_output if len(parsed) > 1 else DropReason.single_response
@@ -148,16 +148,16 @@ def _first_near(target: float, scored: Sequence[tuple[Candidate, float]]) -> Can
 
 
 def cap_parse_failures(
-    choices: Sequence[Choice], fraction: float
-) -> tuple[list[Choice], list[Choice]]:
+    choices: Sequence[ChosenPair], fraction: float
+) -> tuple[list[ChosenPair], list[ChosenPair]]:
     """(kept, dropped), both in order: at most `fraction` of the kept are parse-failure pairs.
 
     The earlier ones are kept, and as many as the cap allows; parsed pairs are always kept.
     """
     failures = sum(choice.parse_failure for choice in choices)
     room = _most_failures(len(choices) - failures, failures, fraction)
-    kept: list[Choice] = []
-    dropped: list[Choice] = []
+    kept: list[ChosenPair] = []
+    dropped: list[ChosenPair] = []
     for choice in choices:
         if choice.parse_failure and room == 0:
             dropped.append(choice)
@@ -176,7 +176,7 @@ def _most_failures(parsed: int, failures: int, fraction: float) -> int:
     return min(failures, math.floor(share * parsed / (1 - share)))
 
 
-def _report(kept: Sequence[Choice], dropped: Counter[DropReason]) -> PairingReport:
+def _report(kept: Sequence[ChosenPair], dropped: Counter[DropReason]) -> PairingReport:
     parsed = [choice for choice in kept if not choice.parse_failure]
     return PairingReport(
         prompts=len(kept) + dropped.total(),

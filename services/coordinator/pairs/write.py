@@ -8,14 +8,16 @@ from sqlalchemy import and_, func, insert, select
 from sqlalchemy.orm import Session
 
 from services.coordinator.iterations.state import config_of, job_id
-from services.coordinator.pairs.select import Candidate, Choice, choose_all
+from services.coordinator.pairs.select import Candidate, ChosenPair, choose_all
 from shared.db.tables import Completion, Iteration, Judgment, Pair
 
 CHUNK = 2000
 """Rows read or written at once: an iteration is never held in memory whole."""
 
 
-def choose_pairs(session: Session, iteration: Iteration) -> tuple[list[Choice], dict[str, object]]:
+def choose_pairs(
+    session: Session, iteration: Iteration
+) -> tuple[list[ChosenPair], dict[str, object]]:
     """Choose the pairs; returns them with their counts, which `next_step` and the report read."""
     config = config_of(iteration)
     choices, report = choose_all(
@@ -26,7 +28,7 @@ def choose_pairs(session: Session, iteration: Iteration) -> tuple[list[Choice], 
     return choices, report.as_json()
 
 
-def insert_pairs(session: Session, iteration_id: uuid.UUID, choices: list[Choice]) -> None:
+def insert_pairs(session: Session, iteration_id: uuid.UUID, choices: list[ChosenPair]) -> None:
     for start in range(0, len(choices), CHUNK):
         rows = [_row(iteration_id, choice) for choice in choices[start : start + CHUNK]]
         session.execute(insert(Pair), rows)
@@ -63,7 +65,7 @@ def candidates(session: Session, iteration_id: uuid.UUID) -> Iterator[tuple[int,
         )
 
 
-def _row(iteration_id: uuid.UUID, choice: Choice) -> dict[str, object]:
+def _row(iteration_id: uuid.UUID, choice: ChosenPair) -> dict[str, object]:
     return {
         "iteration_id": iteration_id,
         "prompt_id": choice.prompt_id,

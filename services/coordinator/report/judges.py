@@ -1,4 +1,4 @@
-"""Who judges whom: a model must not be measured by the judge that it was trained to please."""
+"""Judges of a run: a model must not be measured by the judge that it was trained to please."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def judges(config: IterationRequest) -> dict[str, Any]:
 
 
 def _models(spec: AnySpec) -> set[str]:
-    """Whose opinion it is, however asked. The verifier's checks are the task itself, no opinion."""
+    """Name the models whose opinion a judge gives. The verifier's checks are the task itself."""
     if isinstance(spec, MixtureSpec):
         return set().union(*(_models(weighted.judge) for weighted in spec.judges))
     model = getattr(spec, "model", None)

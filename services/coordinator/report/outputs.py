@@ -93,7 +93,7 @@ def _judged(session: Session, judge_job: uuid.UUID) -> dict[str, Any]:
 
 
 def _spread(session: Session, judge_job: uuid.UUID) -> dict[str, Any]:
-    """How far apart the scores of one prompt are: without spread there is nothing to learn.
+    """Measure how far apart the scores of one prompt are: without spread there is nothing to learn.
 
     Only prompts with two scored responses or more count.
     """

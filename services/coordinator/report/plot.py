@@ -29,7 +29,7 @@ class Line:
     name: str
     points: Sequence[Point]
     dashed: bool = False
-    """Of the baseline."""
+    """True for the line of the baseline."""
 
 
 def plot(

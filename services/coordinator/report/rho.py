@@ -1,10 +1,10 @@
-"""What other strengths of length control would have chosen. Pure."""
+"""Pairs that other strengths of length control would have chosen: pure functions."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from services.coordinator.pairs.select import Candidate, Choice, DropReason, choose, settle
+from services.coordinator.pairs.select import Candidate, ChosenPair, DropReason, choose, settle
 
 RHOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -17,12 +17,12 @@ def sweep(
 
     The prompts are gone through once, and of each only ids and numbers are kept.
     """
-    choices: list[list[Choice]] = [[] for _ in RHOS]
+    choices: list[list[ChosenPair]] = [[] for _ in RHOS]
     dropped: list[Counter[DropReason]] = [Counter() for _ in RHOS]
     for prompt_id, candidates in prompts:
         for i, rho in enumerate(RHOS):
             result = choose(prompt_id, candidates, rho)
-            if isinstance(result, Choice):
+            if isinstance(result, ChosenPair):
                 choices[i].append(result)
             else:
                 dropped[i][result] += 1

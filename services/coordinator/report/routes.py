@@ -21,7 +21,7 @@ HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inl
 
 @router.get("/iterations/{iteration_id}/report")
 def get_report(iteration_id: uuid.UUID, session: SessionDep) -> dict[str, Any]:
-    """What was sampled, paired and learnt, and how validation judged it. No text of an output."""
+    """Read the report: sampling, pairs, training and validation. It holds no text of an output."""
     return _report(session, iteration_id)[1]
 
 

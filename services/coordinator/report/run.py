@@ -57,7 +57,7 @@ def _run(iterations: Sequence[Iteration]) -> Json:
 
 
 def _iteration(row: Iteration) -> Json:
-    """Of a report made by an earlier version what it lacks is None."""
+    """Summarize one iteration. Figures that an earlier version's report lacks are None."""
     report: Json = row.report or {}
     validation = report.get("validation", {})
     return {

@@ -1,4 +1,4 @@
-"""How validation judged the model that an iteration chose, beside the seed and the parent."""
+"""Validation of the model that an iteration chose, beside the seed and the parent."""
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence

@@ -8,7 +8,7 @@ import random
 
 import numpy as np
 
-from services.coordinator.pairs.select import Candidate, Choice, DropReason, choose
+from services.coordinator.pairs.select import Candidate, ChosenPair, DropReason, choose
 from workers.judge.llm.comparisons import Comparison, wins
 from workers.judge.llm.elo import PRIOR, elo
 from workers.judge.llm.verdicts import Verdict
@@ -83,7 +83,7 @@ def test_on_thousands_of_random_verdicts() -> None:
         if is_close:
             continue
         compared += 1
-        assert isinstance(got, Choice), f"case {case}: {got}"
+        assert isinstance(got, ChosenPair), f"case {case}: {got}"
         assert (got.chosen.completion_id, got.rejected.completion_id) == pair, f"case {case}"
         assert got.margin is not None
         assert abs(got.margin - margin) < 1e-4

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from services.coordinator.pairs.length_control import length_controlled
 from services.coordinator.pairs.select import (
     Candidate,
-    Choice,
+    ChosenPair,
     DropReason,
     cap_parse_failures,
     choose,
@@ -34,8 +34,8 @@ def of(*scores: float | None, length: int = 20) -> list[Candidate]:
     return [candidate(i, score, length) for i, score in enumerate(scores)]
 
 
-def ids(choice: Choice | DropReason) -> tuple[int, int]:
-    assert isinstance(choice, Choice)
+def ids(choice: ChosenPair | DropReason) -> tuple[int, int]:
+    assert isinstance(choice, ChosenPair)
     return choice.chosen.completion_id, choice.rejected.completion_id
 
 
@@ -50,7 +50,7 @@ def test_length_decides_between_equal_scores() -> None:
 
 def test_margin_is_of_the_controlled_scores() -> None:
     choice = choose(7, [candidate(0, 1.0, 10), candidate(1, 0.0, 30)], RHO)
-    assert isinstance(choice, Choice)
+    assert isinstance(choice, ChosenPair)
     assert choice.margin == pytest.approx(2 + 2 * RHO)
 
 
@@ -80,7 +80,7 @@ def test_unparsed_output_is_rejected_only_where_no_parsed_one_can_be(
 ) -> None:
     choice = choose(7, candidates, RHO)
     assert ids(choice) == pair
-    assert isinstance(choice, Choice)
+    assert isinstance(choice, ChosenPair)
     assert choice.parse_failure == (choice.margin is None)
 
 
@@ -114,16 +114,16 @@ def test_choice_is_extreme_and_ignores_order(
 @given(candidates_st)
 def test_without_length_control_the_judge_prefers_chosen(candidates: list[Candidate]) -> None:
     choice = choose(7, candidates, 0.0)
-    if isinstance(choice, Choice) and not choice.parse_failure:
+    if isinstance(choice, ChosenPair) and not choice.parse_failure:
         assert choice.chosen.score is not None
         assert choice.rejected.score is not None
         assert choice.chosen.score > choice.rejected.score
 
 
-def choices_of(failures: list[bool]) -> list[Choice]:
+def choices_of(failures: list[bool]) -> list[ChosenPair]:
     good = candidate(1, 1.0, 10)
     rejected = {True: candidate(2, None, 0), False: candidate(3, 0.0, 10)}
-    return [Choice(i, good, rejected[f], None if f else 1.0) for i, f in enumerate(failures)]
+    return [ChosenPair(i, good, rejected[f], None if f else 1.0) for i, f in enumerate(failures)]
 
 
 @given(st.lists(st.booleans(), max_size=60), fraction_st)
