@@ -207,20 +207,22 @@ def _hook_messages(broker: ModuleType) -> None:
     send = broker.send
     lost = set()
 
-    def wrapped(kind: Any, job_id: Any) -> None:
-        passing(f"before message {kind.value}")
-        mode = FOLDER / "messages"
-        match mode.read_text() if mode.exists() else "once":
-            case "twice":
-                send(kind, job_id)
-                send(kind, job_id)
-            case "late":
-                threading.Timer(LATE_SECONDS, send, (kind, job_id)).start()
-            case "never" if job_id not in lost:
-                lost.add(job_id)
-            case _:
-                send(kind, job_id)
-        passing(f"after message {kind.value}")
+    def wrapped(messages: Any) -> None:
+        for kind, job_id in messages:
+            passing(f"before message {kind.value}")
+            one = [(kind, job_id)]
+            mode = FOLDER / "messages"
+            match mode.read_text() if mode.exists() else "once":
+                case "twice":
+                    send(one)
+                    send(one)
+                case "late":
+                    threading.Timer(LATE_SECONDS, send, (one,)).start()
+                case "never" if job_id not in lost:
+                    lost.add(job_id)
+                case _:
+                    send(one)
+            passing(f"after message {kind.value}")
 
     broker.send = wrapped  # type: ignore[attr-defined]
 
