@@ -4,9 +4,9 @@ import dataclasses
 import importlib.util
 import typing
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
@@ -88,6 +88,20 @@ def _sharded(reference: Any, accelerator: Any) -> Any:
     return fsdp2_prepare_model(accelerator, reference).eval()
 
 
+@contextmanager
+def _replaced(ours: dict[str, Any]) -> Iterator[None]:
+    """Put functions in the place of TRL's, which it takes from its module by name and offers no
+    hook for. Raises `AttributeError` if TRL has no function of such a name any more."""
+    theirs = {name: getattr(dpo_trainer, name) for name in ours}
+    try:
+        for name, function in ours.items():
+            setattr(dpo_trainer, name, function)
+        yield
+    finally:
+        for name, function in theirs.items():
+            setattr(dpo_trainer, name, function)
+
+
 class PairTrainer(DPOTrainer):  # type: ignore[misc]
     """`DPOTrainer` on tokenized pairs. The reference is the start model, computed beforehand."""
 
@@ -95,7 +109,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         ours: dict[str, Any] = {"prepare_fsdp": _sharded}
         if lm_head.suits(model):
             ours["add_fused_lm_head"] = lm_head.add_completion_head
-        with patch.multiple(dpo_trainer, **ours):
+        with _replaced(ours):
             super().__init__(model=model, **kwargs)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:

@@ -1,4 +1,4 @@
-"""Checkpoints that a training resumes from, sealed with checksums and checked before use."""
+"""Checkpoints that a training resumes from, sealed with fingerprints and checked before use."""
 
 import hashlib
 import json
@@ -13,12 +13,14 @@ from workers.models.weights import WEIGHTS_SHA256, weights_sha256
 
 log = logging.getLogger("workers.train.train")
 SEAL = "complete.json"
-"""In a trainer checkpoint that was written to its end: the SHA-256 of each of its files."""
+"""In a trainer checkpoint that was written to its end: a fingerprint of each of its files."""
+OPTIMIZER = "optimizer"
+"""Beginning of the names of optimizer states, as one file or as a folder of shards."""
 
 
 def seal(checkpoint: Path) -> None:
     aside = checkpoint / f"{SEAL}.part"
-    aside.write_text(json.dumps(_checksums(checkpoint)))
+    aside.write_text(json.dumps(_fingerprints(checkpoint)))
     sync(checkpoint)
     aside.replace(checkpoint / SEAL)
     fsync(checkpoint)
@@ -32,14 +34,18 @@ def _sealed(checkpoint: Path) -> dict[str, str]:
     return found
 
 
-def _checksums(checkpoint: Path) -> dict[str, str]:
-    found = {}
+def _fingerprints(checkpoint: Path) -> dict[str, str]:
+    """The SHA-256 of each file. Of an optimizer state, which is several times as large as the
+    weights, the size: hashing it would hold all GPUs up for minutes at every checkpoint."""
+    fingerprints = {}
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
         name = str(path.relative_to(checkpoint))
-        if not name.startswith(SEAL):
+        if name.startswith(OPTIMIZER):
+            fingerprints[name] = f"{path.stat().st_size} bytes"
+        elif not name.startswith(SEAL):
             with path.open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+                fingerprints[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return fingerprints
 
 
 def last_good(trainer_dir: Path, out: Path) -> Path | None:
@@ -51,7 +57,7 @@ def _good(trainer_dir: Path, out: Path) -> Iterator[Path]:
     for path in sorted(trainer_dir.glob("checkpoint-*"), key=_step, reverse=True):
         if not (path / SEAL).exists():
             shutil.rmtree(path)  # its writer was killed
-        elif _sealed(path) != _checksums(path):
+        elif _sealed(path) != _fingerprints(path):
             log.warning("%s is corrupt and was removed; falling back", path)
             shutil.rmtree(path)
         elif all(is_whole(epoch_folder(out, epoch)) for epoch in range(1, _epochs(path) + 1)):

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -21,7 +23,7 @@ from trl import DPOConfig
 from shared.schemas.requests import LoraSettings, Training
 from tests.support import tiny_model
 from workers.models.weights import weights_sha256
-from workers.train import checkpoints, dpo
+from workers.train import checkpoints, dpo, resume
 from workers.train.dpo import PairTrainer, StepSampler, _check_extra, dpo_config
 from workers.train.files import USED_SETTINGS
 from workers.train.lm_head import add_completion_head
@@ -281,20 +283,46 @@ def test_smaller_micro_batches_go_on_from_what_was_saved(
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def cut_short(path: Path) -> None:
+    """As a disk that is full leaves a file."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwrite(path: Path) -> None:
+    """Change some bytes in the middle, so that the size stays."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(b"broken")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"), [("optimizer.pt", cut_short), ("model.safetensors", overwrite)]
+)
 def test_a_corrupt_checkpoint_is_not_resumed_from(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    config: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[Path], None],
 ) -> None:
     config = using(config, epochs=3)
     whole = hashes(main(config))
     again = killed_in_the_last_epoch(config, monkeypatch)
     newest = again.out_dir / "trainer" / "checkpoint-4"
-    with (newest / "optimizer.pt").open("r+b") as file:
-        file.seek(100)
-        file.write(b"broken")
+    damage(newest / name)
     with caplog.at_level("WARNING", logger="workers.train.train"):
         assert hashes(main(again)) == whole
     assert f"{newest} is corrupt" in caplog.text
     assert [line["step"] for line in metrics(again)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_optimizer_states_are_not_hashed(tmp_path: Path) -> None:
+    for name in ("optimizer.pt", "optimizer_0/a.distcp", "model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"weights")
+    fingerprints = resume._fingerprints(tmp_path)
+    sizes = {name for name, value in fingerprints.items() if value == "7 bytes"}
+    assert sizes == {"optimizer.pt", "optimizer_0/a.distcp"}
 
 
 def hashes(result: dict[str, Any]) -> list[str]:
